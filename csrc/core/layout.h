@@ -1,0 +1,51 @@
+// Stage: slicer. A transfer is a line of bytes 0..bytes(); a Layout says where in memory each of
+// them lies. It stays compact (base, strides, block indices) however many pieces there are.
+// A value; used by the sender for its source, by the receiver for its destination.
+#pragma once
+
+#include <cstdint>
+#include <memory>
+#include <vector>
+
+#include "core/types.h"
+
+namespace tent {
+
+struct Dim {
+  std::uint64_t count;
+  std::int64_t stride;  // bytes
+};
+
+// A strided grid of equal contiguous pieces. With `blocks`, the outermost dim walks an index list:
+// its i-th position lies at base + blocks[i] * dims[0].stride.
+struct Part {
+  std::uint64_t base = 0;  // address, or in a remote layout the byte offset in `plane`
+  std::uint32_t plane = 0;
+  std::uint64_t piece_bytes = 0;
+  std::vector<Dim> dims;  // outermost first; empty: one piece
+  std::shared_ptr<const std::vector<std::int64_t>> blocks;
+
+  std::uint64_t pieces() const;
+  std::uint64_t bytes() const { return pieces() * piece_bytes; }
+  // Lowest and one-past-highest byte touched, relative to base; false when it overflows 63 bits.
+  bool extent(std::int64_t& low, std::int64_t& high) const;
+};
+
+class Layout {
+ public:
+  Layout() = default;
+  explicit Layout(std::vector<Part> parts);
+  static Layout contiguous(std::uint64_t address, std::uint64_t bytes);
+
+  std::uint64_t bytes() const { return ends_.empty() ? 0 : ends_.back(); }
+  const std::vector<Part>& parts() const { return parts_; }
+  // Appends the memory of line bytes [offset, offset + length), neighbours merged.
+  // Requires offset + length <= bytes().
+  void pieces(std::uint64_t offset, std::uint64_t length, Pieces& out) const;
+
+ private:
+  std::vector<Part> parts_;
+  std::vector<std::uint64_t> ends_;  // running sum of the parts' bytes
+};
+
+}  // namespace tent

@@ -1,0 +1,161 @@
+// Stage: engine, pure part. A Node is everything one process knows: its peers' sessions, its
+// segments, the receives that wait for a match, and every transfer's state. A deterministic state
+// machine: calls in, Outbox calls out, time as an argument; no thread, socket, clock or randomness.
+// Called by one thread at a time (Engine holds its lock; the simulator has one thread).
+// Outbox calls happen inside Node calls and must not call back into Node.
+#pragma once
+
+#include <cstdint>
+#include <map>
+#include <memory>
+#include <span>
+#include <string>
+#include <unordered_map>
+#include <vector>
+
+#include "core/layout.h"
+#include "core/segments.h"
+#include "core/settings.h"
+#include "core/types.h"
+#include "core/wire.h"
+
+namespace tent {
+
+struct LinkInfo {
+  RailKind kind = RailKind::Tcp;
+  std::string rail;               // e.g. "tcp 10.0.0.1>10.0.0.2", "cma", "shm"; stable over reconnects
+  double rate_hint = 0;           // bytes per ns, 0: unknown
+  std::uint64_t slice_bytes_max = 0;  // 0: the settings' value
+};
+
+struct RailShare {
+  std::string rail;
+  std::uint64_t bytes = 0;
+  std::uint32_t slices = 0;
+};
+
+struct Report {  // what became of a transfer; Outbox::done hands it out exactly once
+  TransferId id = 0;
+  Status status;
+  PeerId peer = kAnyPeer;  // the sender, for a receive
+  std::uint64_t bytes = 0;
+  TimeNs started = 0, ended = 0;
+  std::vector<RailShare> rails;
+  std::uint32_t retries = 0;  // slices that were sent again
+  std::uint32_t fences = 0;   // links fenced while this transfer had slices on them
+  std::string path;           // why this path and not a faster one
+};
+
+struct Request {
+  enum class Op : std::uint8_t { Send, Recv, Write, Read };
+  Op op = Op::Send;
+  TransferId id = 0;  // from Node::next_id()
+  PeerId peer = kAnyPeer;
+  std::uint64_t context = 0, tag = 0;  // Send, Recv: both must match, as must the peer
+  std::uint32_t meta = 0;              // dtype code that both ends must agree on; 0: any
+  Layout local;
+  Target remote;  // Write, Read
+  bool has_note = false;
+  std::string note;  // Write
+  Priority priority = Priority::Foreground;
+  TimeNs expires = kNever;   // Timeout error at this time
+  TimeNs deadline = kNever;  // earlier goes first
+  RailKinds rails = kAllRails;
+};
+
+struct SliceEvent {  // for traces and pictures
+  TransferId flow;
+  LinkId link;
+  std::uint64_t offset, bytes;
+  TimeNs posted, ended;
+  bool acked;  // false: lost with its link, will be sent again
+};
+
+class Outbox {
+ public:
+  virtual ~Outbox() = default;
+  virtual void post(LinkId link, Frame frame) = 0;
+  // Nothing may be received from, or read for, this link after the call returns.
+  virtual void close(LinkId link, const Status& why) = 0;
+  virtual void done(Report report) = 0;
+  virtual void dial(PeerId peer, RailKinds rails) = 0;  // rails are wanted; repeated until they come
+  virtual void peer_lost(PeerId peer, const Status& why) = 0;
+  virtual void noted(SegmentId segment) = 0;  // a notification was added
+  virtual void traced(const SliceEvent& event) = 0;
+  // Whether slices of this source memory can and should go over the link (asked once per flow and
+  // link): false where the link cannot read it, or only by an extra copy that another link saves.
+  virtual bool reaches(LinkId link, const Layout& source) = 0;
+};
+
+struct LinkStats {
+  LinkId link;
+  PeerId peer;
+  LinkInfo info;
+  std::uint64_t bytes_sent = 0, bytes_received = 0, slices_sent = 0, slices_received = 0;
+  std::uint64_t retries = 0;
+  double rate = 0;  // bytes per ns
+  TimeNs base_latency = 0;
+  std::uint64_t in_flight = 0, window = 0;
+};
+
+struct NodeStats {
+  std::uint64_t transfers_done = 0, transfers_failed = 0, fences = 0, retries = 0, suspects = 0;
+  std::uint64_t outstanding = 0;
+  std::vector<LinkStats> links;
+};
+
+class Session;
+class Matcher;
+
+class Node {
+ public:
+  Node(const CoreSettings& settings, Outbox& outbox);
+  ~Node();
+
+  // ---- what the caller wants -----------------------------------------------------------------
+  TransferId next_id();
+  void submit(Request request, TimeNs now);  // its end is always an Outbox::done, maybe at once
+  void cancel(TransferId id, Code code, TimeNs now);
+  Segments& segments();
+  // Fails everything that touches the segment or these blocks. Nothing lands after the return.
+  void close_segment(SegmentId id, TimeNs now);
+  void revoke(SegmentId id, const std::vector<std::int64_t>& blocks, TimeNs now);
+
+  // ---- peers and their links -------------------------------------------------------------------
+  PeerId add_peer(const std::string& name);
+  void lose_peer(PeerId peer, const Status& why, TimeNs now);  // ends every transfer with it
+  void say_bye(TimeNs now);                                    // tells all peers that we close
+  void link_up(PeerId peer, LinkId link, const LinkInfo& info, TimeNs now);
+  void link_down(LinkId link, const Status& why, TimeNs now);  // the transport closed or lost it
+  bool alive(PeerId peer) const;
+  const std::string& name(PeerId peer) const;
+
+  // ---- what the transports bring ---------------------------------------------------------------
+  // Everything but a slice. False: malformed, the caller closes the link and calls link_down.
+  bool frame(LinkId link, const FrameHeader& header, std::span<const std::uint8_t> body,
+             TimeNs now);
+  // A slice header arrived. False: malformed, as above. Once per slice, before its landing().
+  bool slice(LinkId link, const FrameHeader& header, TimeNs now);
+  // Where the bytes [offset, offset + length) of a flow go; asked again after every pause, so that
+  // what was cancelled meanwhile is not touched. False: read and drop them.
+  bool landing(LinkId link, TransferId flow, std::uint64_t offset, std::uint64_t length,
+               Pieces& out);
+  // All payload bytes of the slice were read. False: checksum wrong, close the link.
+  bool landed(LinkId link, const FrameHeader& header, TimeNs now);
+  // The source bytes of one of our flows. False: it ended; send filler or nothing.
+  bool source(TransferId flow, std::uint64_t offset, std::uint64_t length, Pieces& out) const;
+
+  // ---- time and output -------------------------------------------------------------------------
+  // Sends acknowledgements and slices that are ready; call after a batch of calls above.
+  void flush(TimeNs now);
+  // Timeouts, overdue slices, probes. Returns when it wants to be called next.
+  TimeNs tick(TimeNs now);
+  NodeStats stats() const;
+
+ private:
+  friend class Session;
+  struct Private;
+  std::unique_ptr<Private> p_;
+};
+
+}  // namespace tent

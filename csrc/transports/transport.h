@@ -1,0 +1,67 @@
+// Stage: transport. One pure interface, six methods; everything above it is the same for all.
+// Thread: only the thread that holds the engine lock calls it. Calls return at once.
+// A transport never keeps an address between calls: it asks the Receiver each time it touches
+// memory, so that what was cancelled or fenced meanwhile is not touched.
+#pragma once
+
+#include <cstdint>
+#include <span>
+#include <string>
+#include <vector>
+
+#include "core/types.h"
+#include "core/wire.h"
+
+namespace tent {
+
+// The engine's side, called from inside poll() and post().
+class Receiver {
+ public:
+  virtual ~Receiver() = default;
+  virtual bool frame(LinkId link, const FrameHeader& header,
+                     std::span<const std::uint8_t> body) = 0;  // false: malformed, close the link
+  virtual bool slice(LinkId link, const FrameHeader& header) = 0;
+  virtual bool landing(LinkId link, TransferId flow, std::uint64_t offset, std::uint64_t length,
+                       Pieces& out) = 0;                        // false: read and drop
+  virtual bool landed(LinkId link, const FrameHeader& header) = 0;
+  virtual bool source(TransferId flow, std::uint64_t offset, std::uint64_t length,
+                      Pieces& out) = 0;                         // false: send filler
+  // The link died by itself or the peer closed it. The transport has already dropped it.
+  virtual void down(LinkId link, const Status& why) = 0;
+};
+
+// Memory that other processes on this host can map: the descriptor is of a memfd.
+struct Region {
+  std::uint64_t id = 0;
+  std::uint64_t address = 0;
+  std::uint64_t bytes = 0;
+  int fd = -1;
+};
+
+enum class Reach : std::uint8_t { No, Staged, Direct };  // Staged: works, with one more copy
+
+// An authenticated connection from the control plane. The transport owns the descriptors after.
+struct Connection {
+  LinkId link = 0;
+  std::vector<int> fds;  // tcp: [socket]; shm, cma: see local_channel.h
+  bool dialed = false;   // this side opened it
+  std::int32_t pid = 0;  // same host: the peer's process
+};
+
+class Transport {
+ public:
+  virtual ~Transport() = default;
+  // Whether slices whose source is this memory can go over the link, and how.
+  virtual Reach reach(LinkId link, const Pieces& memory) const = 0;
+  // Memory that peers may map; bytes == 0 takes the region away.
+  virtual Status register_region(const Region& region) = 0;
+  virtual Status connect(const Connection& connection) = 0;
+  // Queues a frame; sends what fits at once. Order is kept per link.
+  virtual void post(LinkId link, Frame frame, Receiver& receiver) = 0;
+  // Moves bytes both ways without blocking; true when anything moved.
+  virtual bool poll(Receiver& receiver) = 0;
+  // After the return nothing is read from or written to memory for this link.
+  virtual void close(LinkId link) = 0;
+};
+
+}  // namespace tent

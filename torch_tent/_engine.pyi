@@ -1,0 +1,146 @@
+"""The data plane as Python sees it: addresses in, completions out; knows nothing of tensors.
+
+Every call releases the GIL where it may wait. Times are seconds. A `Layout` is made of parts
+`(base, plane, piece_bytes, dims, blocks)`, `dims` a sequence of `(count, stride_bytes)`.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+
+class Layout:
+    """Where the bytes of a transfer lie: addresses, or offsets in a remote segment's planes."""
+
+    def __init__(
+        self,
+        parts: Sequence[
+            tuple[int, int, int, Sequence[tuple[int, int]], np.ndarray[Any, Any] | None]
+        ],
+    ) -> None: ...
+    @property
+    def bytes(self) -> int: ...
+
+class Operation:
+    """One transfer inside the engine. Its end is reported once; all methods may be called by any
+    thread."""
+
+    @property
+    def id(self) -> int: ...
+    def done(self) -> bool: ...
+    def wait(self, timeout: float | None) -> bool:
+        """Drives the engine until the transfer ended; False when `timeout` passed first."""
+    def status(self) -> tuple[int, str, str]:
+        """`(code, text, rail)`; code 0 is success, see Code in csrc/core/types.h."""
+    def report(self) -> dict[str, Any]:
+        """bytes, seconds, rails {name: (bytes, slices)}, retries, fences, path, peer."""
+    def cancel(self) -> None: ...
+
+class Engine:
+    def __init__(self, settings: dict[str, float | int | bool]) -> None:
+        """Starts the progress and notifier threads."""
+
+    @property
+    def c_api(self) -> object:
+        """PyCapsule "torch_tent.engine" with the function table of csrc/engine/c_api.h."""
+    # ---- transfers ---------------------------------------------------------------------------
+    # options: priority 0|1, timeout s, deadline s, rails mask (see RailKind)
+    def send(
+        self, peer: int, context: int, tag: int, meta: int, local: Layout, options: dict[str, Any]
+    ) -> Operation: ...
+    def recv(
+        self,
+        peer: int | None,
+        context: int,
+        tag: int,
+        meta: int,
+        local: Layout,
+        options: dict[str, Any],
+    ) -> Operation: ...
+    def write(
+        self,
+        peer: int,
+        local: Layout,
+        segment: int,
+        key: int,
+        epoch: int,
+        remote: Layout,
+        note: bytes | None,
+        options: dict[str, Any],
+    ) -> Operation: ...
+    def read(
+        self,
+        peer: int,
+        local: Layout,
+        segment: int,
+        key: int,
+        epoch: int,
+        remote: Layout,
+        options: dict[str, Any],
+    ) -> Operation: ...
+    def on_done(self, callback: Callable[[list[int]], None]) -> None:
+        """`callback` gets the ids of ended transfers that were `watch`ed, on the notifier thread."""
+    def watch(self, operation: Operation) -> None:
+        """Asks for `on_done` for this transfer; at once when it has already ended."""
+    # ---- memory ------------------------------------------------------------------------------
+    def register(
+        self, planes: Sequence[tuple[int, int]], readable: bool, writable: bool, blocks: int
+    ) -> tuple[int, int]:
+        """planes (address, bytes) -> (segment id, key)."""
+    def close_segment(self, segment: int) -> None: ...
+    def revoke(self, segment: int, blocks: np.ndarray[Any, Any]) -> int: ...
+    def epoch(self, segment: int) -> int: ...
+    def notifications(self, segment: int) -> list[tuple[int, bytes]]:
+        """Takes the waiting (peer, payload) pairs."""
+    def wait_notification(self, segment: int, timeout: float | None) -> bool: ...
+    def allocate(self, bytes: int) -> SharedMemory:
+        """Shareable memory (memfd, huge pages advised); unmapped when the object goes."""
+    # ---- peers and links (for the control plane) -----------------------------------------------
+    def add_peer(self, name: str) -> int: ...
+    def lose_peer(self, peer: int, reason: str) -> None: ...
+    def alive(self, peer: int) -> bool: ...
+    def add_link(
+        self,
+        peer: int,
+        link: int,
+        kind: str,
+        rail: str,
+        fds: Sequence[int],
+        dialed: bool,
+        pid: int,
+        rate_hint: float,
+    ) -> None:
+        """kind "tcp" | "shm" | "cma". Takes the descriptors over, also when it raises."""
+    def close_link(self, link: int, reason: str) -> None: ...
+    def next_events(self, timeout: float | None) -> list[tuple[str, int, int, str, str]]:
+        """What the control plane must know: ("dial", peer, rails mask, "", ""),
+        ("down", peer, link, rail, reason), ("lost", peer, 0, "", reason). Waits up to `timeout`;
+        empty when it passed; raises RuntimeError once the engine is closed."""
+    def probe_word(self) -> tuple[int, int]:
+        """(address, value) of a random 8-byte word, for a peer's CMA probe."""
+    # ---- eyes --------------------------------------------------------------------------------
+    def stats(self) -> dict[str, Any]: ...
+    def trace(self, on: bool) -> None: ...
+    def take_trace(self) -> list[tuple[int, int, str, int, int, int, int, bool]]:
+        """(flow, peer, rail, offset, bytes, posted_ns, ended_ns, acked), oldest first."""
+    def close(self) -> None:
+        """Says bye, ends every transfer, joins the threads. Idempotent."""
+
+class SharedMemory:
+    """Shareable memory; offers the writable buffer protocol."""
+
+    @property
+    def address(self) -> int: ...
+    @property
+    def bytes(self) -> int: ...
+
+def open_local_channel() -> tuple[list[int], list[int]]:
+    """Makes the two rings of a same-host link: (our descriptors, the peer's descriptors).
+
+    The Unix socket of the handshake is appended to both lists by the caller, last.
+    """
+
+def probe_cma(pid: int, address: int, value: int) -> str:
+    """Tries to read the peer's probe word; "" when CMA works, else why not."""
+
+def now_ns() -> int: ...
