@@ -1,0 +1,48 @@
+// Stage: engine. What a schedule of sends and receives (csrc/collectives) needs of the engine, and
+// nothing else, so that it runs the same on the engine and in a simulator.
+// Thread: every call here, and every Continuation, happens under the engine lock. A Continuation is
+// never called from inside send, recv or cancel: always later, when the call stack has unwound; it
+// may call send, recv and cancel again. It must not block; long reductions are cut into pieces.
+#pragma once
+
+#include <cstdint>
+#include <vector>
+
+#include "core/node.h"
+#include "core/types.h"
+
+namespace tent {
+
+// Hears of the end of a transfer that it started: exactly once, cancelled ones included. It must
+// stay alive until then.
+class Continuation {
+ public:
+  virtual ~Continuation() = default;
+  virtual void ended(TransferId id, const Report& report) = 0;
+};
+
+class Transfers {
+ public:
+  virtual ~Transfers() = default;
+  virtual TimeNs now() const = 0;
+  // `expires` is an absolute time (kNever: none). Memory belongs to the engine until `ended`.
+  virtual TransferId send(PeerId peer, std::uint64_t context, std::uint64_t tag,
+                          std::uint64_t address, std::uint64_t bytes, TimeNs expires,
+                          Continuation* then) = 0;
+  // `peer` may be kAnyPeer; the report names the sender.
+  virtual TransferId recv(PeerId peer, std::uint64_t context, std::uint64_t tag,
+                          std::uint64_t address, std::uint64_t bytes, TimeNs expires,
+                          Continuation* then) = 0;
+  // A no-op for a transfer that has ended. `ended` still comes, after the fence.
+  virtual void cancel(TransferId id) = 0;
+};
+
+// The ranks of a process group as peers of this engine.
+struct RankMap {
+  std::uint64_t context = 0;  // the same on all ranks; separates the group's messages from others
+  std::int32_t rank = 0;
+  std::int32_t size = 0;
+  std::vector<PeerId> peers;  // by rank; the own rank's entry is never used
+};
+
+}  // namespace tent
