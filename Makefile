@@ -1,0 +1,53 @@
+# make demo: sets up what is missing and runs the main demonstration.   make test: the same, for the tests.
+# Everything is installed into .venv; nothing outside this folder is changed.
+
+PYTHON ?= python3
+# What pip installs as torch. An environment that has another supported version can name it here.
+TORCH ?= torch==2.13.0
+WORKERS ?= 2
+PYTEST_ARGS ?=
+DEMO_ARGS ?=
+
+PY := .venv/bin/python
+READY := .venv/.ready
+
+.PHONY: setup build demo test lint bench clean
+
+setup: build
+
+# ninja knows what has changed, so this always runs; with nothing to do it takes about a second.
+build: $(READY)
+	@$(PY) setup.py --quiet build_ext --inplace
+
+demo: build
+	$(PY) -m torch_tent demo $(DEMO_ARGS)
+
+test: build
+	$(PY) -m pytest -n $(WORKERS) $(PYTEST_ARGS)
+
+lint: $(READY)
+	$(PY) -m ruff check
+	$(PY) -m ruff format --check
+	$(PY) -m mypy --strict
+	find csrc -name '*.h' -o -name '*.cpp' | xargs --no-run-if-empty .venv/bin/clang-format --dry-run -Werror
+	.venv/bin/codespell
+
+bench: build
+	$(PY) -m torch_tent bench
+
+clean:
+	rm -rf .venv build dist demo-out *.egg-info torch_tent/*.so .mypy_cache .pytest_cache .ruff_cache .hypothesis
+
+# Built before it is installed: pip would hide the compiler's progress for minutes.
+$(READY): pyproject.toml | $(PY)
+	$(PY) -m pip install '$(TORCH)'
+	$(PY) -m pip install 'setuptools>=77' wheel 'pybind11>=3.0' ninja
+	$(PY) setup.py build_ext --inplace
+	$(PY) -m pip install --no-build-isolation -e '.[dev,demo,metrics]'
+	@touch $@
+
+$(PY):
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
+	  echo "torch_tent needs Python 3.11 or newer: name one, as in 'make setup PYTHON=python3.12'." >&2; exit 1; }
+	@$(PYTHON) -m venv .venv || { rm -rf .venv; \
+	  echo "$(PYTHON) cannot make a virtual environment: run 'apt-get install python3-venv' (Debian, Ubuntu) and try again." >&2; exit 1; }
