@@ -18,6 +18,9 @@ class Layout:
             tuple[int, int, int, Sequence[tuple[int, int]], np.ndarray[Any, Any] | None]
         ],
     ) -> None: ...
+    @staticmethod
+    def contiguous(address: int, bytes: int) -> Layout:
+        """One piece in plane 0, made without a list: the way of small messages."""
     @property
     def bytes(self) -> int: ...
 
@@ -44,7 +47,7 @@ class Engine:
     def c_api(self) -> object:
         """PyCapsule "torch_tent.engine" with the function table of csrc/engine/c_api.h."""
     # ---- transfers ---------------------------------------------------------------------------
-    # options: priority 0|1, timeout s, deadline s, rails mask (see RailKind)
+    # options: priority 0|1, timeout s, deadline s, rails mask (see RailKind); each may be left out
     def send(
         self, peer: int, context: int, tag: int, meta: int, local: Layout, options: dict[str, Any]
     ) -> Operation: ...
@@ -80,8 +83,13 @@ class Engine:
     ) -> Operation: ...
     def on_done(self, callback: Callable[[list[int]], None]) -> None:
         """`callback` gets the ids of ended transfers that were `watch`ed, on the notifier thread."""
-    def watch(self, operation: Operation) -> None:
-        """Asks for `on_done` for this transfer; at once when it has already ended."""
+    def watch(self, operation: Operation, soon: bool) -> None:
+        """Asks for `on_done` for this transfer, once; at once when it has already ended.
+
+        `soon` wakes the notifier when the transfer ends. Without it the end is told within some
+        milliseconds, many at a time, and not at all when `Operation.wait` has returned True before:
+        this costs the caller of a small message nothing.
+        """
     # ---- memory ------------------------------------------------------------------------------
     def register(
         self, planes: Sequence[tuple[int, int]], readable: bool, writable: bool, blocks: int

@@ -82,7 +82,7 @@ struct Message {
   std::uint64_t context = 0;  // Offer
   std::uint64_t tag = 0;      // Offer
   std::uint64_t bytes = 0;    // Offer, Read
-  std::uint32_t meta = 0;     // Offer: dtype code or 0
+  std::uint32_t meta = 0;     // Offer: dtype code or 0; Read: how to send it (read_meta)
   Code code = Code::Ok;       // Refuse
   bool is_inline = false;     // Offer
   bool has_note = false;      // Write
@@ -90,6 +90,11 @@ struct Message {
   Target target;              // Write, Read
   Body payload;               // inline bytes
 };
+
+// Read's meta: the rails that the reader allows in bits 0-7, its priority in bit 8.
+constexpr std::uint32_t read_meta(RailKinds rails, Priority priority) {
+  return std::uint32_t(rails) | std::uint32_t(priority) << 8;
+}
 
 struct Opening {  // body of Open
   enum class Kind : std::uint8_t { Write = 1, ReadReply = 2, Send = 3 };
