@@ -1,6 +1,8 @@
 // Stage: engine. See exchange.h.
 #include "engine/exchange.h"
 
+#include <unistd.h>
+
 #include <algorithm>
 
 #include "engine/clock.h"
@@ -11,6 +13,17 @@ namespace {
 constexpr unsigned kTcpPause = 8;  // with same-host links too, quiet sockets are asked this seldom
 constexpr TimeNs kTickSoon = 5 * kMillisecond;  // whatever was begun is looked at again after this
 constexpr std::size_t kPastLinks = 64;
+
+Request message(Request::Op op, PeerId peer, std::uint64_t context, std::uint64_t tag,
+                TimeNs expires) {
+  Request request;
+  request.op = op;
+  request.peer = peer;
+  request.context = context;
+  request.tag = tag;
+  request.expires = expires;
+  return request;
+}
 
 }  // namespace
 
@@ -42,6 +55,7 @@ bool Exchange::poll(TimeNs now) {
   if (now >= due_) {
     due_ = node_.tick(now);
     stirred_ = true;
+    operations.tell_late();
   }
   settle();
   return moved;
@@ -109,15 +123,20 @@ void Exchange::finish_ended() {
 }
 
 Status Exchange::connect(PeerId peer, const LinkInfo& info, const Connection& connection) {
-  if (!node_.alive(peer)) {
-    return {Code::PeerLost, "the peer is lost: add it anew before adding links", info.rail};
-  }
-  if (port(connection.link)) {
-    return {Code::Failed, "link numbers are used once, and this one is in use", info.rail};
-  }
   Transport* transport = transport_for(info.kind);
-  if (!transport) return {Code::Failed, "no transport for this kind of rail", info.rail};
-  Status status = transport->connect(connection);
+  Status status;
+  if (!node_.alive(peer)) {
+    status = {Code::PeerLost, "the peer is lost: add it anew before adding links", info.rail};
+  } else if (port(connection.link)) {
+    status = {Code::Failed, "link numbers are used once, and this one is in use", info.rail};
+  } else if (!transport) {
+    status = {Code::Failed, "there is no transport for this kind of rail", info.rail};
+  }
+  if (!status.ok()) {
+    for (const int fd : connection.fds) ::close(fd);
+    return status;
+  }
+  status = transport->connect(connection);
   if (!status.ok()) return status;
   Port made{peer, info.kind, transport, rails.open(peer, info.rail, info.kind, node_),
             connection.fds};
@@ -163,17 +182,13 @@ TransferId Exchange::launch(Request request, std::uint64_t address, std::uint64_
 TransferId Exchange::send(PeerId peer, std::uint64_t context, std::uint64_t tag,
                           std::uint64_t address, std::uint64_t bytes, TimeNs expires,
                           Continuation* then) {
-  Request request{.op = Request::Op::Send, .peer = peer, .context = context, .tag = tag};
-  request.expires = expires;
-  return launch(std::move(request), address, bytes, then);
+  return launch(message(Request::Op::Send, peer, context, tag, expires), address, bytes, then);
 }
 
 TransferId Exchange::recv(PeerId peer, std::uint64_t context, std::uint64_t tag,
                           std::uint64_t address, std::uint64_t bytes, TimeNs expires,
                           Continuation* then) {
-  Request request{.op = Request::Op::Recv, .peer = peer, .context = context, .tag = tag};
-  request.expires = expires;
-  return launch(std::move(request), address, bytes, then);
+  return launch(message(Request::Op::Recv, peer, context, tag, expires), address, bytes, then);
 }
 
 void Exchange::cancel(TransferId id) { node().cancel(id, Code::Cancelled, now_ns()); }
@@ -206,11 +221,7 @@ void Exchange::forget(LinkId link, const std::string& why) {
   const auto found = ports_.find(link);
   const Port& gone = found->second;
   ++gone.rail->links_lost;
-  events_.add({.kind = ControlEvent::Kind::Down,
-               .peer = gone.peer,
-               .number = link,
-               .rail = gone.rail->name,
-               .reason = why});
+  events_.add({ControlEvent::Kind::Down, gone.peer, link, gone.rail->name, why});
   --(gone.kind == RailKind::Tcp ? tcp_ports_ : local_ports_);
   past_.emplace_front(link, gone.rail);
   if (past_.size() > kPastLinks) past_.pop_back();

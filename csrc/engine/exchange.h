@@ -51,6 +51,7 @@ class Exchange final : public Transfers, private Outbox, private Receiver {
   // When anything was last asked of it or brought to it.
   TimeNs busy_at() const { return busy_at_; }
 
+  // Takes the descriptors over, also when it fails.
   Status connect(PeerId peer, const LinkInfo& info, const Connection& connection);
   void disconnect(LinkId link, const Status& why);
   Status share(const Region& region) { return shm_.register_region(region); }

@@ -48,17 +48,18 @@ void Exchange::close(LinkId link, const Status& why) {
   Port* gone = port(link);
   if (!gone) return;
   gone->transport->close(link);
+  ++gone->rail->fences;
   forget(link, why.text);
 }
 
 void Exchange::done(Report report) { ended_.push_back(std::move(report)); }
 
 void Exchange::dial(PeerId peer, RailKinds rails) {
-  events_.add({.kind = ControlEvent::Kind::Dial, .peer = peer, .number = rails});
+  events_.add({ControlEvent::Kind::Dial, peer, rails, "", ""});
 }
 
 void Exchange::peer_lost(PeerId peer, const Status& why) {
-  events_.add({.kind = ControlEvent::Kind::Lost, .peer = peer, .reason = why.text});
+  events_.add({ControlEvent::Kind::Lost, peer, 0, "", why.text});
 }
 
 void Exchange::noted(SegmentId segment) { bells.ring(segment, operations.aftermath()); }

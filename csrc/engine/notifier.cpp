@@ -10,8 +10,9 @@ Notifier::Notifier() : shared_(std::make_shared<Shared>()), thread_(run, shared_
 }
 
 void Notifier::on_done(OnDone callback) {
+  auto next = callback ? std::make_shared<OnDone>(std::move(callback)) : nullptr;
   const std::lock_guard lock(shared_->mutex);
-  shared_->callback = callback ? std::make_shared<OnDone>(std::move(callback)) : nullptr;
+  shared_->callback.swap(next);  // the old one may need the GIL to die: not under this lock
   shared_->wanted.notify_one();
 }
 
@@ -40,8 +41,8 @@ void Notifier::stop() {
 }
 
 void Notifier::run(std::shared_ptr<Shared> shared) {
-  std::unique_lock lock(shared->mutex);
   for (;;) {
+    std::unique_lock lock(shared->mutex);
     shared->wanted.wait(lock, [&] {
       return shared->stopping || !shared->calls.empty() ||
              (shared->callback && !shared->ids.empty());
@@ -49,11 +50,10 @@ void Notifier::run(std::shared_ptr<Shared> shared) {
     const auto calls = std::exchange(shared->calls, {});
     const auto callback = shared->callback;
     const auto ids = callback ? std::exchange(shared->ids, {}) : std::vector<std::uint64_t>();
-    if (calls.empty() && ids.empty()) return;  // stopping, and everything has been told
     lock.unlock();
+    if (calls.empty() && ids.empty()) return;  // stopping, and everything has been told
     for (const auto& [fn, context] : calls) fn(context);
     if (!ids.empty()) (*callback)(ids);
-    lock.lock();
   }
 }
 

@@ -38,18 +38,29 @@ void Operations::finish(Report report) {
 void Operations::finish(const OperationRef& operation, Report report) {
   operation->report = std::move(report);
   if (operation->make_ready()) aftermath_.sleepers.push_back(operation);
-  if (operation->watched) aftermath_.watched.push_back(operation->id);
+  watch(operation, operation->watch);
   auto& calls = operation->end_calls;
   aftermath_.end_calls.insert(aftermath_.end_calls.end(), calls.begin(), calls.end());
   calls.clear();
 }
 
-void Operations::watch(const OperationRef& operation) {
-  if (operation->ready()) {
+void Operations::watch(const OperationRef& operation, Watch watch) {
+  if (!operation->ready()) {
+    operation->watch = watch;
+  } else if (watch == Watch::Soon) {
     aftermath_.watched.push_back(operation->id);
-  } else {
-    operation->watched = true;
+  } else if (watch == Watch::Late) {
+    late_.push_back(operation);
   }
+}
+
+void Operations::tell_late() {
+  for (const OperationRef& operation : late_) {
+    if (!operation->waited_for.load(std::memory_order_relaxed)) {
+      aftermath_.watched.push_back(operation->id);
+    }
+  }
+  late_.clear();
 }
 
 void Operations::call_at_end(const OperationRef& operation, EndCall fn, void* context) {

@@ -6,6 +6,7 @@
 #pragma once
 
 #include <array>
+#include <atomic>
 #include <cstdint>
 #include <memory>
 #include <unordered_map>
@@ -21,11 +22,15 @@ namespace tent {
 
 using EndCall = void (*)(void*);
 
+// Whether `on_done` wants the id: at the end, or some milliseconds later unless somebody waited.
+enum class Watch : std::uint8_t { No, Late, Soon };
+
 struct Operation : Waitable {
   explicit Operation(TransferId transfer) : id(transfer) {}
   const TransferId id;
-  Report report;         // written once, before ready()
-  bool watched = false;  // `on_done` wants its id; engine lock
+  Report report;                        // written once, before ready()
+  std::atomic<bool> waited_for{false};  // a wait saw its end
+  Watch watch = Watch::No;                           // engine lock
   std::vector<std::pair<EndCall, void*>> end_calls;  // engine lock
 };
 using OperationRef = std::shared_ptr<Operation>;
@@ -49,7 +54,9 @@ class Operations {
   void finish(Report report);
   // The end of an operation; also of one that never was a transfer (a collective).
   void finish(const OperationRef& operation, Report report);
-  void watch(const OperationRef& operation);
+  void watch(const OperationRef& operation, Watch watch);
+  // Called every few milliseconds after something ended: tells the late watches.
+  void tell_late();
   void call_at_end(const OperationRef& operation, EndCall fn, void* context);
   Aftermath& aftermath() { return aftermath_; }
   // From submit to end, by Request::Op.
@@ -63,6 +70,7 @@ class Operations {
   };
   std::unordered_map<TransferId, Running> running_;
   Aftermath aftermath_;
+  std::vector<OperationRef> late_;
   std::array<Histogram, 4> latencies_;
 };
 
