@@ -8,8 +8,8 @@ namespace tent {
 
 bool worth_taking(const LinkView& mine, std::span<const LinkView> links, std::uint64_t left) {
   const std::uint64_t take = std::min(left, mine.slice_bytes);
-  const double my_end = double(mine.in_flight + take) / mine.rate + double(mine.base_latency) +
-                        double(mine.cost);
+  const double my_end =
+      double(mine.in_flight + take) / mine.rate + double(mine.base_latency) + double(mine.cost);
   double rate = 0, work = double(left), latency = -1;
   for (const LinkView& other : links) {
     if (other.link == mine.link) continue;
@@ -65,7 +65,8 @@ TransferId Scheduler::choose(const LinkView& mine, std::span<const LinkView> lin
     if ((view.rails & rail_bit(mine.kind)) == 0 || !may(mine.link, view.flow)) continue;
     able.clear();
     for (const LinkView& link : links) {
-      if (link.link == mine.link || ((view.rails & rail_bit(link.kind)) != 0 && may(link.link, view.flow))) {
+      if (link.link == mine.link ||
+          ((view.rails & rail_bit(link.kind)) != 0 && may(link.link, view.flow))) {
         able.push_back(link);
       }
     }
@@ -86,8 +87,9 @@ void Scheduler::reorder(std::size_t index) {
   };
   const Entry entry = flows_[index];
   flows_.erase(flows_.begin() + std::ptrdiff_t(index));
-  const auto place = std::upper_bound(flows_.begin(), flows_.end(), entry,
-                                      [&](const Entry& a, const Entry& b) { return key(a) < key(b); });
+  const auto place =
+      std::upper_bound(flows_.begin(), flows_.end(), entry,
+                       [&](const Entry& a, const Entry& b) { return key(a) < key(b); });
   flows_.insert(place, entry);
 }
 
