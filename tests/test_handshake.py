@@ -9,7 +9,7 @@ from typing import Any
 import msgspec
 import pytest
 
-from tests.parties import TCP, TCP_ONLY
+from tests.parties import TCP, TCP_ONLY, parties
 from torch_tent import topology
 from torch_tent.errors import SettingsError, TentError
 from torch_tent.settings import Settings
