@@ -63,8 +63,9 @@ const RankMap* Collectives::find_group(GroupId group) const {
 
 void Collectives::remove_group(GroupId group) {
   if (find_group(group) == nullptr) return;
-  abort(group, "the process group was destroyed");
   const std::shared_ptr<Group> held = groups_.at(group);
+  // What has ended for its caller still arrives.
+  end_running(*held, {Code::Cancelled, "the process group was destroyed", ""}, false);
   held->removed = true;
   held->notices.close();
 }
@@ -72,15 +73,16 @@ void Collectives::remove_group(GroupId group) {
 void Collectives::abort(GroupId group, const std::string& why) {
   auto found = groups_.find(group);
   if (found == groups_.end()) return;
-  break_group(*found->second, {Code::Cancelled, why, ""});
+  end_running(*found->second, {Code::Cancelled, why, ""}, true);
 }
 
 // Ends what runs in the group, and refuses what comes later.
-void Collectives::break_group(Group& group, const Status& why) {
+void Collectives::end_running(Group& group, const Status& why, bool also_lingering) {
   if (group.broken.ok()) group.broken = why;
   std::vector<CollectiveId> ids;  // ending one changes the map
   for (const auto& [id, running] : running_)
-    if (running->group.get() == &group && !running->is_settled()) ids.push_back(id);
+    if (running->group.get() == &group && (also_lingering || !running->is_settled()))
+      ids.push_back(id);
   for (CollectiveId id : ids)
     if (auto found = running_.find(id); found != running_.end()) found->second->fail(why);
 }
@@ -88,7 +90,7 @@ void Collectives::break_group(Group& group, const Status& why) {
 void Collectives::lost(Group& group, std::int32_t rank, const std::string& why, bool tell) {
   if (!group.broken.ok()) return;
   if (tell) group.notices.tell_all(rank, why);
-  break_group(group, {Code::PeerLost, why, ""});
+  end_running(group, {Code::PeerLost, why, ""}, false);
 }
 
 CollectiveId Collectives::start(GroupId group, const TentCollectiveCall& call, End end) {

@@ -59,7 +59,7 @@ class Collectives final : private Execution::Owner {
   void rank_lost(Execution& execution) override;
   void settled(Execution& execution) override;
   void drained(Execution& execution) override;
-  void break_group(Group& group, const Status& why);
+  void end_running(Group& group, const Status& why, bool also_lingering);
   void lost(Group& group, std::int32_t rank, const std::string& why, bool tell);
 
   Transfers& transfers_;
