@@ -82,7 +82,11 @@ PYBIND11_MODULE(_engine, module) {
   bind_layout(module);
   bind_operation(module);
   EngineClass engine(module, "Engine");
-  engine.def(py::init(&make_engine), py::arg("settings")).def("close", &close_engine);
+  engine.def(py::init(&make_engine), py::arg("settings"))
+      .def("close", &close_engine)
+      .def_property_readonly("c_api", [](const Engine& self) {
+        return py::capsule(self.c_api(), "torch_tent.engine");
+      });
   bind_transfers(engine);
   bind_memory(module, engine);
   bind_peers(module, engine);

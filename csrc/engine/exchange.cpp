@@ -158,7 +158,7 @@ std::vector<int> Exchange::descriptors() const {
 
 OperationRef Exchange::start(Request request) {
   request.id = node_.next_id();
-  OperationRef operation = operations.open(request.id, request.op);
+  OperationRef operation = operations.open(request);
   node_.submit(std::move(request), now_ns());
   stir();
   return operation;
@@ -173,7 +173,7 @@ TransferId Exchange::launch(Request request, std::uint64_t address, std::uint64_
   request.id = node_.next_id();
   request.local = Layout::contiguous(address, bytes);
   const TransferId id = request.id;
-  operations.follow(id, request.op, then);
+  operations.follow(request, then);
   node_.submit(std::move(request), now_ns());
   stir();
   return id;

@@ -45,10 +45,11 @@ struct Aftermath {
 
 class Operations {
  public:
-  OperationRef open(TransferId id, Request::Op kind);
-  void follow(TransferId id, Request::Op kind, Continuation* then);
+  OperationRef open(const Request& request);
+  void follow(const Request& request, Continuation* then);
   std::size_t outstanding() const { return running_.size(); }
   std::vector<TransferId> ids() const;
+  std::vector<TransferId> ids_in(std::uint64_t context) const;  // sends and receives in it
 
   // The end of a transfer. Wakes nobody: that waits in the aftermath. Calls the continuation.
   void finish(Report report);
@@ -65,6 +66,7 @@ class Operations {
  private:
   struct Running {
     Request::Op kind;
+    std::uint64_t context;
     OperationRef operation;
     Continuation* then = nullptr;
   };
