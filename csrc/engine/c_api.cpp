@@ -65,7 +65,8 @@ TentWork* message(TentEngine* owner, GroupId group_id, Request::Op op, std::int3
   });
 }
 
-// ---- the table -----------------------------------------------------------------------------------
+// ---- the table
+// -----------------------------------------------------------------------------------
 
 std::uint64_t group_create(TentEngine* owner, std::uint64_t context, std::int32_t rank,
                            std::int32_t size, const std::uint32_t* peers) {
@@ -125,8 +126,8 @@ TentWork* collective(TentEngine* owner, std::uint64_t group_id, const TentCollec
     const auto operation = std::make_shared<Operation>(held->node().next_id());
     Operations& operations = held->operations;
     auto* work = new TentWork{owner, operation, std::move(group), 0};
-    work->collective = owner->collectives.start(
-        group_id, *call, [&operations, operation](Report report) {
+    work->collective =
+        owner->collectives.start(group_id, *call, [&operations, operation](Report report) {
           operations.finish(operation, std::move(report));
         });
     return work;
@@ -204,9 +205,9 @@ void release(TentWork* work) { delete work; }
 }  // namespace
 
 const TentApi& c_functions() {
-  static const TentApi api{TENT_API_VERSION, nullptr, group_create, group_destroy, group_abort,
-                           send,   recv,    collective,   done,          wait,
-                           status, cancel,  when_done,    release};
+  static const TentApi api{
+      TENT_API_VERSION, nullptr, group_create, group_destroy, group_abort, send,      recv,
+      collective,       done,    wait,         status,        cancel,      when_done, release};
   return api;
 }
 

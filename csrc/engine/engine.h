@@ -1,7 +1,7 @@
-// Stage: engine. One per user of the data plane (usually one per process): the Node, its transports,
-// the lock, and the threads. Any thread may call it; calls take the engine lock for a short time.
-// What always holds: every wait ends; after close() no transfer runs and no thread is left. In a
-// child of fork nothing works and everything says so.
+// Stage: engine. One per user of the data plane (usually one per process): the Node, its
+// transports, the lock, and the threads. Any thread may call it; calls take the engine lock for a
+// short time. What always holds: every wait ends; after close() no transfer runs and no thread is
+// left. In a child of fork nothing works and everything says so.
 #pragma once
 
 #include <atomic>

@@ -164,7 +164,8 @@ OperationRef Exchange::start(Request request) {
   return operation;
 }
 
-// ---- Transfers -----------------------------------------------------------------------------------
+// ---- Transfers
+// -----------------------------------------------------------------------------------
 
 TimeNs Exchange::now() const { return now_ns(); }
 
@@ -193,7 +194,8 @@ TransferId Exchange::recv(PeerId peer, std::uint64_t context, std::uint64_t tag,
 
 void Exchange::cancel(TransferId id) { node().cancel(id, Code::Cancelled, now_ns()); }
 
-// ---- Links ---------------------------------------------------------------------------------------
+// ---- Links
+// ---------------------------------------------------------------------------------------
 
 Exchange::Port* Exchange::port(LinkId link) {
   const auto found = ports_.find(link);
@@ -202,10 +204,14 @@ Exchange::Port* Exchange::port(LinkId link) {
 
 Transport* Exchange::transport_for(RailKind kind) {
   switch (kind) {
-    case RailKind::Tcp: return &tcp_;
-    case RailKind::Shm: return &shm_;
-    case RailKind::Cma: return &cma_;
-    default: return nullptr;
+    case RailKind::Tcp:
+      return &tcp_;
+    case RailKind::Shm:
+      return &shm_;
+    case RailKind::Cma:
+      return &cma_;
+    default:
+      return nullptr;
   }
 }
 

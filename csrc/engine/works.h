@@ -1,6 +1,6 @@
-// Stage: engine. What stands behind the C function table: the groups of an engine, and the work that
-// was started in them. Owned by Engine; c_api.cpp holds the functions themselves.
-// Thread: any, for TentWork; groups and collectives under the engine lock.
+// Stage: engine. What stands behind the C function table: the groups of an engine, and the work
+// that was started in them. Owned by Engine; c_api.cpp holds the functions themselves. Thread: any,
+// for TentWork; groups and collectives under the engine lock.
 #pragma once
 
 #include <cstdint>
