@@ -95,8 +95,10 @@ class Engine:
         self, planes: Sequence[tuple[int, int]], readable: bool, writable: bool, blocks: int
     ) -> tuple[int, int]:
         """planes (address, bytes) -> (segment id, key)."""
-    def close_segment(self, segment: int) -> None: ...
-    def revoke(self, segment: int, blocks: np.ndarray[Any, Any]) -> int: ...
+    def close_segment(self, segment: int) -> None:
+        """Returns when nothing can land in it, and nothing is read from it, any more."""
+    def revoke(self, segment: int, blocks: np.ndarray[Any, Any]) -> int:
+        """The new epoch; blocks are int64. Returns as `close_segment` does."""
     def epoch(self, segment: int) -> int: ...
     def notifications(self, segment: int) -> list[tuple[int, bytes]]:
         """Takes the waiting (peer, payload) pairs."""
@@ -120,6 +122,8 @@ class Engine:
     ) -> None:
         """kind "tcp" | "shm" | "cma". Takes the descriptors over, also when it raises."""
     def close_link(self, link: int, reason: str) -> None: ...
+    def no_rails(self, peer: int, rails: int, reason: str) -> None:
+        """No rail of this mask can be made to the peer: transfers that need one fail."""
     def next_events(self, timeout: float | None) -> list[tuple[str, int, int, str, str]]:
         """What the control plane must know: ("dial", peer, rails mask, "", ""),
         ("down", peer, link, rail, reason), ("lost", peer, 0, "", reason). Waits up to `timeout`;
