@@ -82,7 +82,7 @@ class Engine:
         options: dict[str, Any],
     ) -> Operation: ...
     def on_done(self, callback: Callable[[list[int]], None]) -> None:
-        """`callback` gets the ids of ended transfers that were `watch`ed, on the notifier thread."""
+        """`callback` gets the ids of ended `watch`ed transfers, on the notifier thread."""
     def watch(self, operation: Operation, soon: bool) -> None:
         """Asks for `on_done` for this transfer, once; at once when it has already ended.
 
