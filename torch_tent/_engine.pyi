@@ -92,9 +92,9 @@ class Engine:
         """
     # ---- memory ------------------------------------------------------------------------------
     def register(
-        self, planes: Sequence[tuple[int, int]], readable: bool, writable: bool, blocks: int
+        self, planes: Sequence[tuple[int, int, int]], readable: bool, writable: bool, blocks: int
     ) -> tuple[int, int]:
-        """planes (address, bytes) -> (segment id, key)."""
+        """planes (address, bytes, bytes from one block to the next or 0) -> (segment id, key)."""
     def close_segment(self, segment: int) -> None: ...
     def revoke(self, segment: int, blocks: np.ndarray[Any, Any]) -> int: ...
     def epoch(self, segment: int) -> int: ...

@@ -71,8 +71,12 @@ class KVCache:
         self._grid = Blocks(grid, self.blocks, "this cache")
         self._engine = engine
         self._waiting: deque[tuple[int, bytes]] = deque()
+        steps = [layout.strides_bytes[0] for layout in self._layouts]
         self._id, self._key = engine.native.register(
-            planes, "read" in access, "write" in access, self.blocks
+            [(*plane, step) for plane, step in zip(planes, steps, strict=True)],
+            "read" in access,
+            "write" in access,
+            self.blocks,
         )
         self._closer = segment.close_with(self, engine.native, self._id)
 

@@ -44,7 +44,7 @@ class Segment:
         self._layout = tensor_layout(tensor, 0)
         self._bytes = size
         self._id, self._key = engine.native.register(
-            [(address, size)], "read" in access, "write" in access, 0
+            [(address, size, 0)], "read" in access, "write" in access, 0
         )
         # An array's tensor is ours alone, and says nothing of how long the array lives.
         owner = x if not isinstance(x, torch.Tensor) else tensor.untyped_storage()
