@@ -18,7 +18,7 @@ import torch.distributed as dist
 from torch.distributed.distributed_c10d import _world
 
 from . import _engine, groups, kv, memory, options, segment, tensors
-from .errors import TentError
+from .errors import TentError, TransferError
 from .kv import KVCache, RemoteCache
 from .rendezvous import ControlPlane
 from .segment import RemoteSegment, Segment
@@ -37,21 +37,22 @@ _TAG_MAX = (1 << 63) - 1
 class Engine:
     """Moves tensors for this process. The functions of `torch_tent` use the default one.
 
-    `settings`: how; None reads the environment (TENT_*), once. Several engines in one process are
-    independent of each other. Attributes: `settings`, `card` (where it can be reached).
-    Raises SettingsError for settings that cannot be used, and TentError where it cannot listen.
+    `settings`: how; None reads the environment (TENT_*), once. `name`: what peers call it; "": the
+    host and process id. Several engines in one process are independent of each other.
+    Attributes: `settings`, `card` (where it can be reached).
+    Raises SettingsError for settings that cannot be used, and where it cannot listen.
     """
 
-    def __init__(self, settings: Settings | None = None) -> None:
+    def __init__(self, settings: Settings | None = None, *, name: str = "") -> None:
         self.settings = Settings.from_environment() if settings is None else settings
         self.native = _engine.Engine(self.settings.for_engine())
         try:
-            self._control = ControlPlane(self.native, self.settings)
+            self._control = ControlPlane(self.native, self.settings, name=name)
         except BaseException:
             self.native.close()
             raise
-        self.card: Card = self._control.card
-        self.flights = Flights(self.native)
+        self.card: Card = self._control.card()
+        self.flights = Flights(self.native, self._control)
         self.native.on_done(_tell(weakref.ref(self.flights)))
         self._own_name = self.card.name
         self._closed = False
@@ -76,16 +77,17 @@ class Engine:
     ) -> Transfer:
         """See `torch_tent.send`."""
         members = self._group(group)
+        peer = members.peer(dst)
         tensor, layout, code = tensors.source(x)
         operation = self.native.send(
-            members.peer(dst),
+            peer,
             members.context,
             tag if tag.__class__ is int and 0 <= tag <= _TAG_MAX else _tag(tag),
             code,
             layout,
-            self._options(priority, timeout, deadline, require),
+            self._options(peer, priority, timeout, deadline, require),
         )
-        return self.flights.start(operation, (x, tensor), members.rank_of, members.rank)
+        return self.flights.start(operation, (x, tensor), members.rank)
 
     def recv(
         self,
@@ -101,16 +103,17 @@ class Engine:
     ) -> Transfer:
         """See `torch_tent.recv`."""
         members = self._group(group)
+        peer = None if src is None else members.peer(src)
         tensor, layout, code = tensors.destination(y)
         operation = self.native.recv(
-            None if src is None else members.peer(src),
+            peer,
             members.context,
             tag if tag.__class__ is int and 0 <= tag <= _TAG_MAX else _tag(tag),
             code,
             layout,
-            self._options(priority, timeout, deadline, require),
+            self._options(peer, priority, timeout, deadline, require),
         )
-        return self.flights.start(operation, (y, tensor), members.rank_of, src, tensor)
+        return self.flights.start(operation, (y, tensor), src, tensor, members.rank_of)
 
     # ---- one-sided: a ticket is enough -------------------------------------------------------
 
@@ -149,9 +152,9 @@ class Engine:
             origin.epoch,
             target,
             None,
-            self._options(priority, timeout, deadline, require),
+            self._options(origin.peer, priority, timeout, deadline, require),
         )
-        return self.flights.start(operation, (x, tensor), self.peer_name, self._own_name)
+        return self.flights.start(operation, (x, tensor), self._own_name)
 
     def read(
         self,
@@ -175,7 +178,7 @@ class Engine:
             origin.key,
             origin.epoch,
             target,
-            self._options(priority, timeout, deadline, require),
+            self._options(origin.peer, priority, timeout, deadline, require),
         )
         return self.flights.start(
             operation, (out, tensor), self.peer_name, origin.peer_name, tensor
@@ -209,9 +212,9 @@ class Engine:
             origin.epoch,
             target,
             kv.check_note(notify),
-            self._options(priority, timeout, deadline, require),
+            self._options(origin.peer, priority, timeout, deadline, require),
         )
-        return self.flights.start(operation, cache, self.peer_name, self._own_name)
+        return self.flights.start(operation, cache, self._own_name)
 
     def read_blocks(
         self,
@@ -237,9 +240,9 @@ class Engine:
             origin.key,
             origin.epoch,
             target,
-            self._options(priority, timeout, deadline, require),
+            self._options(origin.peer, priority, timeout, deadline, require),
         )
-        return self.flights.start(operation, cache, self.peer_name, origin.peer_name)
+        return self.flights.start(operation, cache, origin.peer_name)
 
     # ---- the engine itself -------------------------------------------------------------------
 
@@ -261,15 +264,15 @@ class Engine:
     def meet(self, card: Card) -> int:
         """The engine's peer id of the process with this card.
 
-        Raises TentError for the process's own card, and PeerLostError for one that is gone.
+        Raises TentError for the engine's own card, and where no rail can lead there.
         """
         if card.incarnation == self.card.incarnation:
             raise TentError("this is the engine's own memory: use copy_() within one process")
-        return self._control.meet(card)
+        return self._control.peer(card)
 
     def peer_name(self, peer: int) -> str:
         """What people call a peer id: host and process, or the engine's name."""
-        return self._control.name_of(peer)
+        return self.flights.name_of(peer)
 
     def stats(self) -> dict[str, Any]:
         """See `torch_tent.stats`."""
@@ -286,11 +289,24 @@ class Engine:
         self._closer()
 
     def _options(
-        self, priority: str, timeout: float | None, deadline: float | None, require: str | None
+        self,
+        peer: int | None,
+        priority: str,
+        timeout: float | None,
+        deadline: float | None,
+        require: str | None,
     ) -> dict[str, Any]:
         if priority is _FOREGROUND and timeout is None and deadline is None and require is None:
             return options.NONE
-        return options.for_engine(priority, timeout, deadline, require, self.settings.transports)
+        found = options.for_engine(priority, timeout, deadline, require, self.settings.transports)
+        if peer is not None and "rails" in found:
+            why = self._control.unreachable(peer, found["rails"])
+            if why:
+                name = self.peer_name(peer)
+                raise TransferError(
+                    f"require={require!r} cannot be met for {name}: {why}", peer=name, cause=why
+                )
+        return found
 
     def _group(self, group: Any) -> groups.Group:
         if group is None:

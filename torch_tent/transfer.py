@@ -9,12 +9,15 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Generator
-from typing import Any
+from collections.abc import Callable, Generator, Iterable
+from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 
 from . import _engine, errors
+
+if TYPE_CHECKING:
+    from .card import Card
 
 logger = logging.getLogger("torch_tent")
 
@@ -24,36 +27,61 @@ _new = torch.futures.Future.__new__
 _begin = torch._C.Future.__init__
 
 
+class Directory(Protocol):
+    """Who the engine's peers are; the control plane knows."""
+
+    def card_of(self, peer: int) -> Card | None:
+        """The card of a peer."""
+
+    def why_not_faster(self, peer: int) -> str:
+        """Which faster rails are not used with a peer, and why; "" when none is."""
+
+
 class Flights:
     """The transfers of one engine that go on: keeps each alive until it has ended."""
 
-    __slots__ = ("__weakref__", "native", "running")
+    __slots__ = ("__weakref__", "directory", "native", "running")
 
-    def __init__(self, native: _engine.Engine) -> None:
+    def __init__(self, native: _engine.Engine, directory: Directory) -> None:
         self.native = native
+        self.directory = directory
         self.running: dict[int, Transfer] = {}
 
     def start(
         self,
         operation: _engine.Operation,
         kept: Any,
-        name_of: Callable[[int], Any],
         source: Any,
         filled: torch.Tensor | None = None,
+        rank_of: Callable[[int], int | None] | None = None,
     ) -> Transfer:
-        """The future of an operation. `kept` lives until its end; `name_of` turns the engine's peer
-        ids into what the caller calls them; `source` is who sends, None while unknown."""
+        """The future of an operation. `kept` lives until its end; `source` is who sends, None while
+        unknown; then `rank_of` finds it from the engine's peer id."""
         transfer = _new(Transfer)
         _begin(transfer, _NO_DEVICES)
         transfer._operation = operation
         transfer._flights = self
         transfer._kept = kept
-        transfer._name_of = name_of
         transfer._source = source
         transfer._filled = filled
+        if rank_of is not None:
+            transfer._rank_of = rank_of
         self.running[operation.id] = transfer
         self.native.watch(operation, False)
         return transfer
+
+    def name_of(self, peer: int | None) -> str:
+        """What people call a peer; "" for none."""
+        if peer is None:
+            return ""
+        card = self.directory.card_of(peer)
+        return f"peer {peer}" if card is None else card.name
+
+    def path(self, peer: int | None, rails: Iterable[str]) -> str:
+        """Which way was taken, and why no faster one."""
+        taken = ", ".join(rails)
+        why = "" if peer is None else self.directory.why_not_faster(peer)
+        return f"{taken} ({why})" if taken and why else taken or why
 
     def settle(self) -> None:
         """Completes all that have ended; the engine was closed, which ends every transfer."""
@@ -82,7 +110,7 @@ class Transfer(torch.futures.Future["torch.Tensor | None"]):
     _operation: _engine.Operation
     _flights: Flights
     _kept: Any
-    _name_of: Callable[[int], Any]
+    _rank_of: Callable[[int], int | None] | None = None
     _filled: torch.Tensor | None = None
     _source: Any = None
     _error: errors.TransferError | None = None
@@ -153,24 +181,28 @@ class Transfer(torch.futures.Future["torch.Tensor | None"]):
         super().add_done_callback(callback)
 
     def report(self) -> dict[str, Any]:
-        """What became of the transfer, as far as it is known now.
+        """What became of the transfer. Raises RuntimeError as long as it goes on.
 
         `bytes`, `seconds`, `rails` (bytes by rail), `slices` (number by rail), `retries` (slices
         sent again), `fences`, `path` (why this path and not a faster one), `peer` (its name).
         """
+        if not self.done():
+            raise RuntimeError("the transfer has not ended: wait() for it before its report")
         found = self._operation.report()
         shares = found["rails"]
         found["rails"] = {rail: share[0] for rail, share in shares.items()}
         found["slices"] = {rail: share[1] for rail, share in shares.items()}
-        found["peer"] = self._name_of(found["peer"])
+        found["path"] = found["path"] or self._flights.path(found["peer"], shares)
+        found["peer"] = self._flights.name_of(found["peer"])
         return found
 
     @property
     def source(self) -> Any:
         """Who sends the bytes: a rank of the group for send and recv, a peer's name for read and
         write. None while a recv from any source waits for its match."""
-        if self._source is None and self.done():
-            self._source = self._name_of(self._operation.report()["peer"])
+        if self._source is None and self._rank_of is not None and self.done():
+            peer = self._operation.report()["peer"]
+            self._source = None if peer is None else self._rank_of(peer)
         return self._source
 
     def __await__(self) -> Generator[Any, None, torch.Tensor | None]:
@@ -194,8 +226,9 @@ class Transfer(torch.futures.Future["torch.Tensor | None"]):
         code, text, rail = self._operation.status()
         if code != 0 and self._error is None:
             found = self._operation.report()
-            peer = str(self._name_of(found["peer"]))
-            self._error = errors.from_status(code, text, rail, peer, found["path"])
+            peer = self._flights.name_of(found["peer"])
+            path = found["path"] or self._flights.path(found["peer"], found["rails"])
+            self._error = errors.from_status(code, text, rail, peer, path)
         self._ended = True
         if self._flights.running.pop(self._operation.id, None) is None:
             return
