@@ -4,6 +4,7 @@
 #include <pybind11/stl.h>
 #include <sys/random.h>
 
+#include <array>
 #include <cerrno>
 #include <string>
 #include <system_error>
@@ -24,11 +25,10 @@ std::uint64_t random_word() {
   return word;
 }
 
-py::tuple register_segment(Engine& engine,
-                           const std::vector<std::pair<std::uint64_t, std::uint64_t>>& planes,
+py::tuple register_segment(Engine& engine, const std::vector<std::array<std::uint64_t, 3>>& planes,
                            bool readable, bool writable, std::uint64_t blocks) {
   std::vector<Plane> all;
-  for (const auto& [address, bytes] : planes) all.push_back({address, bytes});
+  for (const auto& [address, bytes, step] : planes) all.push_back({address, bytes, step});
   const auto [id, key] = under_lock(engine, true, [&](Held& held) {
     const Segment& segment =
         held->node().segments().add(all, readable, writable, blocks, random_word());
