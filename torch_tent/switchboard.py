@@ -231,7 +231,10 @@ class Switchboard:
     def _session(self, hello: Hello) -> Contact:
         """The contact whose session a dialer belongs to, or begins."""
         contact = self._contacts.find(hello.card.incarnation)
-        current = contact.session if contact is not None and not contact.lost else b""
+        if contact is not None and not self._site.engine.alive(contact.peer):
+            self._lost(contact, "the engine has given it up")  # Its event is still on the way.
+            contact = None
+        current = contact.session if contact is not None else b""
         if hello.peer_session and hello.peer_session != current:
             raise Stopped(Verdict.LOST, "the peer has given this connection up")
         if contact is not None and contact.their_session not in (b"", hello.session):
