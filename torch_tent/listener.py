@@ -109,41 +109,49 @@ class Listener:
         self._arrived = arrived  # takes the descriptors over
         self._failed = failed  # whose greeting (None: unproven), from where, why
         self._half_open: list[asyncio.Task[None]] = []
-        self._doors: list[asyncio.Task[None]] = []
+        self._loop = asyncio.get_running_loop()
 
     def start(self) -> None:
         """Begins to accept."""
-        loop = asyncio.get_running_loop()
-        self._doors = [loop.create_task(self._accept(sock)) for sock in self._sockets]
+        for door in self._sockets:
+            self._open(door)
 
     async def stop(self) -> None:
         """Hangs up on everybody whose handshake still runs, and listens no more."""
-        running = [*self._doors, *self._half_open]
+        for door in self._sockets:
+            self._loop.remove_reader(door)
+            door.close()
+        running = list(self._half_open)
         for each in running:
             each.cancel()
         await asyncio.gather(*running, return_exceptions=True)
-        for sock in self._sockets:
-            sock.close()
 
-    async def _accept(self, door: socket.socket) -> None:
-        loop = asyncio.get_running_loop()
-        while True:
-            try:
-                sock, _ = await loop.sock_accept(door)
-            except OSError as error:
-                if error.errno in OUT_OF_FDS:
-                    # The connection stays in the queue: without a pause this would spin.
-                    log.warning("cannot accept connections: %s", error.strerror)
-                    await asyncio.sleep(0.1)
-                continue
-            if len(self._half_open) >= HALF_OPEN_MAX:
-                # An honest handshake takes a millisecond: the oldest is the least likely one.
-                self._half_open.pop(0).cancel()
-            meeting = loop.create_task(self._meet(sock))
-            self._half_open.append(meeting)
-            meeting.add_done_callback(self._met)
+    def _open(self, door: socket.socket) -> None:
+        if door.fileno() >= 0:
+            self._loop.add_reader(door, self._accept, door)
 
-    def _met(self, meeting: asyncio.Task[None]) -> None:
+    def _accept(self, door: socket.socket) -> None:
+        try:
+            sock, _ = door.accept()
+        except BlockingIOError:
+            return  # It has hung up already.
+        except OSError as error:
+            if error.errno in OUT_OF_FDS:
+                # The connection stays in the queue: without a pause this would spin.
+                log.warning("cannot accept connections: %s", error.strerror)
+                self._loop.remove_reader(door)
+                self._loop.call_later(0.1, self._open, door)
+            return
+        sock.setblocking(False)
+        if len(self._half_open) >= HALF_OPEN_MAX:
+            # An honest handshake takes a millisecond: the oldest is the least likely one.
+            self._half_open.pop(0).cancel()
+        meeting = self._loop.create_task(self._meet(sock))
+        self._half_open.append(meeting)
+        meeting.add_done_callback(lambda ended: self._met(ended, sock))
+
+    def _met(self, meeting: asyncio.Task[None], sock: socket.socket) -> None:
+        sock.close()  # A meeting that was cancelled before it began has not done it.
         if meeting in self._half_open:
             self._half_open.remove(meeting)
         if not meeting.cancelled() and meeting.exception() is not None:

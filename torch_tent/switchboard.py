@@ -151,7 +151,8 @@ class Switchboard:
         if why:
             self._lose(contact, why)
             return True
-        if state.rail.kind in LOCAL_KINDS and not contact.up:
+        near = [other for other in contact.rails if other.rail.kind in LOCAL_KINDS]
+        if state in near and not contact.up and all(other.verdict for other in near):
             self._fall_back(contact)
         idle = time.monotonic() - contact.linked_until
         return stop.verdict is Verdict.UNFIT or (idle > IDLE_REDIAL_S and not contact.up)
