@@ -27,6 +27,7 @@ from .errors import TentError
 _CONTEXTS_PER_GROUP = 4  # As in csrc/collectives/collectives.h: the last one is for send and recv.
 _CONTEXT_BYTES = 8
 _JOINED = "tent/joined"
+_NO_PEER = 0xFFFFFFFF  # In the place of the own rank: a value that no peer id has.
 
 
 @dataclass(frozen=True)
@@ -45,7 +46,7 @@ class GroupPeers:
     def rank_of(self, peer: int) -> int | None:
         """The rank of an engine's peer id; None for a peer that is no member."""
         for rank, known in enumerate(self.peers):
-            if known == peer and rank != self.rank:
+            if known == peer:
                 return rank
         return None
 
@@ -99,7 +100,7 @@ def _meet(engine: Engine, options: Any) -> tuple[int, list[int]]:
     rank, size = options.group_rank, options.group_size
     context = secrets.randbits(64 - 2) * _CONTEXTS_PER_GROUP
     if size == 1:
-        return context, [0]
+        return context, [_NO_PEER]
     store: dist.Store = options.store
     # A store may outlive a group, and meet it again under the same name: every `size` joiners are
     # one round, with keys of its own.
@@ -109,7 +110,7 @@ def _meet(engine: Engine, options: Any) -> tuple[int, list[int]]:
     store.set(keys[rank], record)  # type: ignore[arg-type]  # It takes bytes, too.
     records = _wait_for(store, keys, options)
     ids = [
-        0 if member == rank else engine.meet(Card.decode(record[_CONTEXT_BYTES:]))
+        _NO_PEER if member == rank else engine.meet(Card.decode(record[_CONTEXT_BYTES:]))
         for member, record in enumerate(records)
     ]
     return int.from_bytes(records[0][:_CONTEXT_BYTES]), ids
