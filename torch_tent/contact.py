@@ -99,9 +99,10 @@ class Contact:
             listed = site.settings.rails is not None
             for rail in tcp_rails(site.ends, listed, card, same_network):
                 self.rails.append(RailState(rail, _name(rail)))
-        if not self.local and set(LOCAL_KINDS) & set(site.settings.transports):
-            for kind in LOCAL_KINDS:
-                self.notes[kind] = "the peer is on another host, or in another network namespace"
+        for kind in LOCAL_KINDS:
+            why = _unfit(site, card, kind)
+            if why:
+                self.notes[kind] = why
 
     @property
     def up(self) -> bool:
@@ -153,6 +154,17 @@ class Contact:
         if not network and tried and all(s.verdict is Verdict.UNFIT for s in self.rails):
             return _lament(tried)
         return ""
+
+
+def _unfit(site: Site, card: Card, kind: str) -> str:
+    """Why a kind of rail within the host cannot lead to this peer, "" when it may."""
+    if kind not in site.settings.transports:
+        return "not in this engine's TENT_TRANSPORTS"
+    if kind not in card.transports:
+        return "not in the peer's TENT_TRANSPORTS"
+    if card.host.boot_id != site.card.host.boot_id:
+        return "the peer is on another host"
+    return "" if card.host.same_network(site.card.host) else "another network namespace"
 
 
 def _name(rail: Rail) -> str:
