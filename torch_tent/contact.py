@@ -208,6 +208,11 @@ class Contacts:
         with self._lock:
             return self._cards.get(peer)
 
+    def names(self) -> dict[int, str]:
+        """What people call each peer, alive or lost."""
+        with self._lock:
+            return {peer: card.name for peer, card in self._cards.items()}
+
     def all(self) -> list[Contact]:
         """The contacts at this moment."""
         with self._lock:

@@ -139,13 +139,14 @@ class ControlPlane:
         return "; ".join(f"no {', '.join(kinds)}: {why}" for why, kinds in reasons.items())
 
     def stats(self) -> dict[str, Any]:
-        """What is known of peers and rails, as a plain dict."""
+        """What is known of peers and rails, as a plain dict. `names` holds lost peers, too."""
         site = self._site
         return {
             "name": site.card.name,
             "incarnation": site.card.incarnation.hex(),
             "listening": [f"{a.host} port {a.port} ({a.interface})" for a in site.card.addresses],
             "secret": site.settings.secret is not None,
+            "names": self._contacts.names(),
             "peers": {contact.peer: _peer_stats(contact) for contact in self._contacts.all()},
         }
 
