@@ -14,7 +14,6 @@ import random
 import socket
 import struct
 from collections.abc import Sequence
-from types import TracebackType
 from typing import Any
 
 import numpy as np
@@ -127,13 +126,17 @@ class Links:
         self.a: Any = contract().Side(transport_name(kind))
         self.b: Any = contract().Side(transport_name(kind))
         self.regions = 0
+        self.kept: list[Bytes] = []  # memory that the sides may touch
         self.connect(LINK)
 
     def __enter__(self) -> Links:
         return self
 
     def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        at: TracebackType | None,
     ) -> None:
         self.a.hang_up()
         self.b.hang_up()
