@@ -10,12 +10,26 @@ import argparse
 import importlib
 import sys
 from collections.abc import Sequence
+from typing import Any
 
 COMMANDS = {
     "doctor": "what this host offers, what is missing, and what to do",
     "demo": "prefill and decode in two processes over several rails, one of which breaks",
     "top": "the rates of all engines of this host, live",
 }
+
+
+def load(name: str) -> Any:
+    """The module of a command."""
+    if name == "doctor":
+        from . import doctor
+
+        return doctor
+    if name == "top":
+        from . import top
+
+        return top
+    return importlib.import_module(f"torch_tent.{name}")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -26,7 +40,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     for name, text in COMMANDS.items():
         command = commands.add_parser(name, help=text, description=text.capitalize() + ".")
         if given[:1] == [name]:
-            module = importlib.import_module(f"torch_tent.{name}")
+            module = load(name)
             module.add_arguments(command)
             command.set_defaults(run=module.run)
     options = parser.parse_args(given)
