@@ -1,0 +1,153 @@
+"""Stage: benchmarks, in a player. torch_tent: its verbs, its blocks, and its process group.
+
+The process group is made when an operation needs it; tent.send and tent.recv use a group made from
+a store, and one-sided operations only tickets.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+import torch.distributed as dist
+import torch_tent as tent
+
+from .base import Arm, BlockSteps, Idle, Probe, Steps, Wakes, block_order
+from .distributed import DistributedOps, ping_pong
+
+
+class TentArm(DistributedOps, Arm):
+    """The default engine of this process, with the settings of its environment."""
+
+    def __init__(self, seat: Any) -> None:
+        super().__init__(seat)
+        torch.set_num_threads(1)
+        self._joined: Any = None
+
+    def version(self) -> str:
+        """The package's."""
+        return f"torch_tent {tent.__version__}"
+
+    def offer(self, op: str, case: dict[str, Any]) -> Probe:
+        """As of every arm; the operations of torch.distributed need the default group."""
+        if hasattr(DistributedOps, f"offer_{op}") and not dist.is_initialized():
+            place = f"file://{self.seat.folder}/store"
+            dist.init_process_group(
+                "tent", init_method=place, rank=self.seat.rank, world_size=self.seat.world
+            )
+        return super().offer(op, case)
+
+    def buffer(self, case: dict[str, Any]) -> np.ndarray[Any, Any]:
+        """Ordinary memory, or tent.empty's with `memory` "shared"."""
+        if case.get("memory") == "shared":
+            return tent.empty(case["bytes"], torch.uint8).numpy()
+        return super().buffer(case)
+
+    # ---- two-sided ---------------------------------------------------------------------------
+
+    def _group(self) -> Any:
+        if self._joined is None:
+            store = dist.FileStore(f"{self.seat.folder}/join", self.seat.world)
+            self._joined = tent.engine().join(store, self.seat.rank, self.seat.world)
+        return self._joined
+
+    def offer_message_pingpong(self, case: dict[str, Any]) -> Probe:
+        """tent.send and tent.recv, each waited for."""
+        memory, group, peer = self.buffer(case), self._group(), 1 - self.seat.rank
+        x = torch.from_numpy(memory)
+        once = ping_pong(
+            self.seat.rank,
+            lambda: tent.send(x, peer, group=group).wait(),
+            lambda: tent.recv(x, peer, group=group).wait(),
+        )
+        return Steps(once, memory, memory)
+
+    def offer_message_stream(self, case: dict[str, Any]) -> Probe:
+        """tent.send on one side, tent.recv on the other."""
+        memory, group = self.buffer(case), self._group()
+        x = torch.from_numpy(memory)
+        if self.seat.rank == 0:
+            return Steps(lambda: tent.send(x, 1, group=group).wait(), source=memory)
+        return Steps(lambda: tent.recv(x, 0, group=group).wait(), target=memory)
+
+    def offer_message_wake(self, case: dict[str, Any]) -> Probe:
+        """A message of 8 bytes to a sleeping receiver."""
+        stamp, group = np.zeros(1, np.int64), self._group()
+        x = torch.from_numpy(stamp)
+        return Wakes(
+            self.seat.rank,
+            lambda: tent.send(x, 1, group=group).wait(),
+            lambda: tent.recv(x, 0, group=group).wait(),
+            stamp,
+        )
+
+    # ---- one-sided ---------------------------------------------------------------------------
+
+    def offer_write(self, case: dict[str, Any]) -> Probe:
+        """tent.write into rank 1's segment."""
+        return self._one_sided(case, write=True)
+
+    def offer_read(self, case: dict[str, Any]) -> Probe:
+        """tent.read from rank 1's segment."""
+        return self._one_sided(case, write=False)
+
+    def _one_sided(self, case: dict[str, Any], write: bool) -> Probe:
+        memory = self.buffer(case)
+        x = torch.from_numpy(memory)
+        ticket, close = b"", None
+        if self.seat.rank == 1:
+            segment = tent.register(x, access="read-write")
+            ticket, close = segment.ticket(), segment.close
+        ticket = self.seat.exchange(ticket)[1]
+        sends = write == (self.seat.rank == 0)
+        source, target = (memory, None) if sends else (None, memory)
+        if self.seat.rank == 1:
+            return Idle.closing(source, target, close)
+        remote = tent.open(ticket)
+        if write:
+            return Steps(lambda: tent.write(x, remote).wait(), source, target, True)
+        return Steps(lambda: tent.read(remote, out=x).wait(), source, target, True)
+
+    # ---- blocks ------------------------------------------------------------------------------
+
+    def offer_write_blocks(self, case: dict[str, Any]) -> Probe:
+        """tent.write_blocks, from arrays of indices."""
+        return self._blocks(case, write=True)
+
+    def offer_read_blocks(self, case: dict[str, Any]) -> Probe:
+        """tent.read_blocks, from arrays of indices."""
+        return self._blocks(case, write=False)
+
+    def _blocks(self, case: dict[str, Any], write: bool) -> Probe:
+        memory = self.buffer(case)
+        cache = tent.KVCache([torch.from_numpy(memory).view(-1, case["block"])], block_dim=0)
+        ticket = self.seat.exchange(cache.ticket() if self.seat.rank == 1 else b"")[1]
+        sends = write == (self.seat.rank == 0)
+        kept: dict[str, Any] = {"source" if sends else "target": memory, "passive": True}
+        if self.seat.rank == 1:
+            return BlockSteps(case, lambda: None, close=cache.close, **kept)
+        remote = tent.open(ticket)
+        source, place = block_order(case)
+        if write:
+            return BlockSteps(
+                case, lambda: tent.write_blocks(cache, source, remote, place).wait(), **kept
+            )
+        return BlockSteps(
+            case, lambda: tent.read_blocks(remote, source, cache, place).wait(), **kept
+        )
+
+    def offer_submit_blocks(self, case: dict[str, Any]) -> Probe:
+        """The call alone: how long until write_blocks returns, and until its first slice leaves."""
+        probe = self._blocks(case, write=True)
+        if self.seat.rank == 0:
+            return Submissions(case, probe)
+        return probe
+
+    def close(self) -> None:
+        """Leaves the group, if there is one."""
+        if dist.is_initialized():
+            dist.destroy_process_group()
+
+
+ARM = TentArm
