@@ -41,9 +41,18 @@ struct Node::Private {
   };
 
   Session* session(PeerId peer) { return peer < sessions.size() ? sessions[peer].get() : nullptr; }
+  // The same, and its output is looked at by the next flush.
+  Session* touch(PeerId peer) {
+    Session* found = session(peer);
+    if (found != nullptr && !touched[peer]) {
+      touched[peer] = true;
+      to_flush.push_back(peer);
+    }
+    return found;
+  }
   Session* session_of(LinkId link) {
     const auto found = owners.find(link);
-    return found == owners.end() ? nullptr : session(found->second);
+    return found == owners.end() ? nullptr : touch(found->second);
   }
   Session* interested(TransferId id) {
     const auto found = interests.find(id);
@@ -65,6 +74,8 @@ struct Node::Private {
   NodeStats totals;
   std::vector<std::unique_ptr<Session>> sessions;  // by PeerId; null once lost
   std::vector<std::string> names;
+  std::vector<PeerId> to_flush;  // sessions that were called since the last flush
+  std::vector<bool> touched;     // by PeerId: whether it is among them
   std::unordered_map<LinkId, PeerId> owners;
   std::unordered_map<TransferId, PeerId> interests;  // transfers that wait for one peer
   TransferId next_id = 1;
@@ -74,8 +85,7 @@ Node::Node(const CoreSettings& settings, Outbox& outbox)
     : p_(std::make_unique<Private>(settings, outbox)) {}
 Node::~Node() = default;
 
-// ---- calls
-// ---------------------------------------------------------------------------------------
+// ---- calls ----
 
 TransferId Node::next_id() { return p_->next_id++; }
 Segments& Node::segments() { return p_->segments; }
@@ -85,7 +95,7 @@ void Node::submit(Request request, TimeNs now) {
   const PeerId peer = request.peer;
   const RailKinds rails = request.rails;
   Transfer& transfer = p_->transfers.add(std::move(request), now);
-  Session* session = p_->session(peer);
+  Session* session = p_->touch(peer);
   if (session != nullptr) {
     p_->interests.emplace(id, peer);
     session->interest(+1, now);
@@ -109,7 +119,7 @@ void Node::Private::receive(Transfer& transfer, TimeNs now) {
     matcher.cancel_receive(request.id);
     return fail(request.id, Code::PeerLost, "the peer is gone", now);
   }
-  if (Session* from = session(offer->peer)) return from->dialogue().accept(transfer, *offer, now);
+  if (Session* from = touch(offer->peer)) return from->dialogue().accept(transfer, *offer, now);
   // The sender is gone but all its bytes are here.
   Session last({settings, watched, segments, matcher, transfers, totals}, offer->peer,
                names[offer->peer]);
@@ -160,12 +170,12 @@ void Node::revoke(SegmentId id, const std::vector<std::int64_t>& blocks, TimeNs 
   }
 }
 
-// ---- peers and links
-// -----------------------------------------------------------------------------
+// ---- peers and links ----
 
 PeerId Node::add_peer(const std::string& name) {
   const auto peer = PeerId(p_->sessions.size());
   p_->names.push_back(name);
+  p_->touched.push_back(false);
   p_->sessions.push_back(std::make_unique<Session>(
       SessionHost{p_->settings, p_->watched, p_->segments, p_->matcher, p_->transfers, p_->totals},
       peer, name));
@@ -226,8 +236,7 @@ void Node::no_rails(PeerId peer, RailKinds rails, const std::string& why, TimeNs
   }
 }
 
-// ---- what the transports bring
-// -------------------------------------------------------------------
+// ---- what the transports bring ----
 
 bool Node::frame(LinkId link, const FrameHeader& header, std::span<const std::uint8_t> body,
                  TimeNs now) {
@@ -259,11 +268,13 @@ bool Node::source(TransferId flow, std::uint64_t offset, std::uint64_t length, P
   return true;
 }
 
-// ---- time and output
-// -----------------------------------------------------------------------------
+// ---- time and output ----
 
 void Node::flush(TimeNs now) {
-  for (PeerId peer = 0; peer < p_->sessions.size(); ++peer) {
+  while (!p_->to_flush.empty()) {
+    const PeerId peer = p_->to_flush.back();
+    p_->to_flush.pop_back();
+    p_->touched[peer] = false;
     Session* session = p_->session(peer);
     if (session == nullptr) continue;
     session->flush(now);
