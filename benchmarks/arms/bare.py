@@ -9,6 +9,7 @@ import ctypes
 import os
 import platform
 import socket
+import time
 from typing import Any
 
 import bare
@@ -122,6 +123,11 @@ class BareArm(Arm):
             close=lambda: [s.close() for s in sockets],
         )
 
+    def offer_noise(self, case: dict[str, Any]) -> Probe:
+        """Another program's traffic on one rail: on and off, for some seconds."""
+        sockets = self.connect(case["rails"])
+        return Noise(sockets[0], self.seat.rank == 0, case)
+
     def connect(self, rails: list[tuple[str, str]]) -> list[socket.socket]:
         """One connected socket a rail, by rank 0's and rank 1's addresses on it."""
         listeners = []
@@ -133,10 +139,11 @@ class BareArm(Arm):
             for listener in listeners:
                 listener.close()
             return found
-        return [
-            socket.create_connection((theirs, port), 5.0, (ours, 0))
-            for (ours, theirs), port in zip(rails, ports, strict=True)
-        ]
+        found = []
+        for (ours, theirs), port in zip(rails, ports, strict=True):
+            found.append(socket.create_connection((theirs, port), 5.0, (ours, 0)))
+            found[-1].settimeout(None)  # C uses the descriptor: it has to block
+        return found
 
 
 class TimedBlocks(Timed):
@@ -147,6 +154,34 @@ class TimedBlocks(Timed):
     def check(self, salt: int) -> str:
         """Every block in its place."""
         return check_blocks(self.kept[0], self.target, salt)
+
+
+class Noise(Probe):
+    """Sends as fast as the socket takes it, `on_s` long, then rests as long, and so on."""
+
+    def __init__(self, socket_: socket.socket, out: bool, case: dict[str, Any]) -> None:
+        super().__init__()
+        self.socket = socket_
+        self.out = out
+        self.case = case
+
+    def run(self, times: int) -> dict[str, Any]:
+        """The receiver reports [seconds of the machine's clock, bytes] for each piece."""
+        piece = bytearray(256 << 10)
+        if not self.out:
+            arrived = []
+            while (got := self.socket.recv_into(piece)) > 1:
+                arrived.append((time.monotonic(), got))
+            return {"seconds": 0.0, "notes": {"noise": arrived}}
+        begin = time.monotonic()
+        while (passed := time.monotonic() - begin) < self.case["seconds"]:
+            if int(passed / self.case["on_s"]) % 2:
+                time.sleep(1e-3)
+            else:
+                self.socket.sendall(piece)
+        time.sleep(0.2)
+        self.socket.sendall(b"e")
+        return {"seconds": 0.0}
 
 
 class Waking(Probe):

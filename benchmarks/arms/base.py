@@ -68,7 +68,9 @@ class Probe:
 
 
 class Steps(Probe):
-    """A probe made of a function."""
+    """A probe made of a function. `begin`, where it is set, starts one and does not wait."""
+
+    begin: Callable[[], Any]
 
     def __init__(
         self,
@@ -100,6 +102,15 @@ class Idle(Probe):
     """The place of a player that has no part in this one, beyond its memory."""
 
     passive = True
+
+    def __init__(self, source: Any = None, target: Any = None, close: Any = None) -> None:
+        super().__init__(source, target)
+        self._close = close
+
+    def close(self) -> None:
+        """Closes what the memory was registered with."""
+        if self._close is not None:
+            self._close()
 
 
 class BlockSteps(Steps):

@@ -13,6 +13,7 @@ import torch
 import torch.distributed as dist
 
 from .base import Arm, BlockSteps, NotOffered, Probe, Steps, Wakes, block_order
+from .flow import Flow
 
 
 class DistributedOps(Arm):
@@ -47,6 +48,16 @@ class DistributedOps(Arm):
                     work.wait()
 
         return Steps(once, *((memory, None) if self.seat.rank == 0 else (None, memory)))
+
+    def offer_flow(self, case: dict[str, Any]) -> Probe:
+        """16 isends at a time, one lot after the other."""
+        return Flow(self, self.offer_parts(case), case)
+
+    def tell(self, go: bool) -> bool:
+        """Rank 0's word on whether another one follows, at both ends."""
+        word = torch.tensor([int(go)], dtype=torch.uint8)
+        dist.send(word, 1) if self.seat.rank == 0 else dist.recv(word, 0)
+        return bool(word.item())
 
     def offer_packed_blocks(self, case: dict[str, Any]) -> Probe:
         """Blocks gathered into one message, and scattered from it."""

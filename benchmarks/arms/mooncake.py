@@ -6,6 +6,7 @@ import importlib.metadata
 from typing import Any
 
 from .base import Arm, BlockSteps, Idle, Missing, Probe, Steps, block_order
+from .flow import Flow
 
 DISTRIBUTION = "mooncake-transfer-engine-non-cuda"
 
@@ -45,9 +46,7 @@ class MooncakeArm(Arm):
             self._close(mine)
 
         if self.seat.rank > 0:
-            idle = Idle(source, target)
-            idle.close = close  # type: ignore[method-assign]
-            return idle
+            return Idle(source, target, close)
         move = self.engine.transfer_sync_write if write else self.engine.transfer_sync_read
         here, size = mine.ctypes.data, mine.nbytes
         return Steps(
@@ -61,6 +60,10 @@ class MooncakeArm(Arm):
     def offer_read(self, case: dict[str, Any]) -> Probe:
         """transfer_sync_read."""
         return self._one_sided(case, write=False)
+
+    def offer_flow(self, case: dict[str, Any]) -> Probe:
+        """Writes one after the other."""
+        return Flow(self, self.offer_write(case), case)
 
     def offer_write_blocks(self, case: dict[str, Any]) -> Probe:
         """batch_transfer_sync_write, from arrays of indices."""

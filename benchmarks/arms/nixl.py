@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from .base import Arm, BlockSteps, Probe, Steps, block_order
+from .flow import Flow
 
 
 class NixlArm(Arm):
@@ -77,6 +78,10 @@ class NixlArm(Arm):
     def offer_read(self, case: dict[str, Any]) -> Probe:
         """A transfer that was prepared once."""
         return self._one_sided(case, "READ")
+
+    def offer_flow(self, case: dict[str, Any]) -> Probe:
+        """Writes one after the other."""
+        return Flow(self, self.offer_write(case), case)
 
     def offer_write_blocks(self, case: dict[str, Any]) -> Probe:
         """From arrays of indices to the end; the pools' descriptors were prepared once."""

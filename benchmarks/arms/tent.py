@@ -6,6 +6,7 @@ a store, and one-sided operations only tickets.
 
 from __future__ import annotations
 
+import time
 from typing import Any
 
 import numpy as np
@@ -15,6 +16,7 @@ import torch_tent as tent
 
 from .base import Arm, BlockSteps, Idle, Probe, Steps, Wakes, block_order
 from .distributed import DistributedOps, ping_pong
+from .flow import Flow
 
 
 class TentArm(DistributedOps, Arm):
@@ -31,7 +33,8 @@ class TentArm(DistributedOps, Arm):
 
     def offer(self, op: str, case: dict[str, Any]) -> Probe:
         """As of every arm; the operations of torch.distributed need the default group."""
-        if hasattr(DistributedOps, f"offer_{op}") and not dist.is_initialized():
+        own = f"offer_{op}" in vars(TentArm)
+        if not own and hasattr(DistributedOps, f"offer_{op}") and not dist.is_initialized():
             place = f"file://{self.seat.folder}/store"
             dist.init_process_group(
                 "tent", init_method=place, rank=self.seat.rank, world_size=self.seat.world
@@ -103,11 +106,17 @@ class TentArm(DistributedOps, Arm):
         sends = write == (self.seat.rank == 0)
         source, target = (memory, None) if sends else (None, memory)
         if self.seat.rank == 1:
-            return Idle.closing(source, target, close)
+            return Idle(source, target, close)
         remote = tent.open(ticket)
         if write:
-            return Steps(lambda: tent.write(x, remote).wait(), source, target, True)
+            probe = Steps(lambda: tent.write(x, remote).wait(), source, target, True)
+            probe.begin = lambda: tent.write(x, remote)
+            return probe
         return Steps(lambda: tent.read(remote, out=x).wait(), source, target, True)
+
+    def offer_flow(self, case: dict[str, Any]) -> Probe:
+        """Writes, two at a time, with the slice trace."""
+        return TracedFlow(self, self._one_sided(case, write=True), case)
 
     # ---- blocks ------------------------------------------------------------------------------
 
@@ -119,7 +128,11 @@ class TentArm(DistributedOps, Arm):
         """tent.read_blocks, from arrays of indices."""
         return self._blocks(case, write=False)
 
-    def _blocks(self, case: dict[str, Any], write: bool) -> Probe:
+    def offer_submit_blocks(self, case: dict[str, Any]) -> Probe:
+        """The call alone: how long until write_blocks returns, and until its first slice leaves."""
+        return self._blocks(case, write=True, only_call=True)
+
+    def _blocks(self, case: dict[str, Any], write: bool, only_call: bool = False) -> Probe:
         memory = self.buffer(case)
         cache = tent.KVCache([torch.from_numpy(memory).view(-1, case["block"])], block_dim=0)
         ticket = self.seat.exchange(cache.ticket() if self.seat.rank == 1 else b"")[1]
@@ -128,26 +141,76 @@ class TentArm(DistributedOps, Arm):
         if self.seat.rank == 1:
             return BlockSteps(case, lambda: None, close=cache.close, **kept)
         remote = tent.open(ticket)
+        if only_call:
+            return Submissions(case, cache, remote, memory)
         source, place = block_order(case)
-        if write:
-            return BlockSteps(
-                case, lambda: tent.write_blocks(cache, source, remote, place).wait(), **kept
-            )
-        return BlockSteps(
-            case, lambda: tent.read_blocks(remote, source, cache, place).wait(), **kept
-        )
 
-    def offer_submit_blocks(self, case: dict[str, Any]) -> Probe:
-        """The call alone: how long until write_blocks returns, and until its first slice leaves."""
-        probe = self._blocks(case, write=True)
-        if self.seat.rank == 0:
-            return Submissions(case, probe)
-        return probe
+        def once() -> None:
+            if write:
+                tent.write_blocks(cache, source, remote, place).wait()
+            else:
+                tent.read_blocks(remote, source, cache, place).wait()
+
+        return BlockSteps(case, once, close=cache.close, **kept)
 
     def close(self) -> None:
         """Leaves the group, if there is one."""
         if dist.is_initialized():
             dist.destroy_process_group()
+
+
+class TracedFlow(Flow):
+    """Two writes on the way at any time; bytes count when their slice was acknowledged."""
+
+    def run(self, times: int) -> dict[str, Any]:
+        """As of every flow; the rail is the slice's."""
+        native = tent.engine().native
+        native.trace(True)
+        native.take_trace()
+        slices: list[Any] = []
+        error = ""
+        begin = time.monotonic()
+        going = []
+        try:
+            while time.monotonic() < begin + self.case["seconds"]:
+                going.append(self.one.begin())  # type: ignore[attr-defined]
+                if len(going) == 2:
+                    going.pop(0).wait()
+                slices += native.take_trace()
+            for transfer in going:
+                transfer.wait()
+        except tent.TentError as why:
+            error = f"{type(why).__name__}: {why}"[:200]
+        slices += native.take_trace()
+        native.trace(False)
+        acked = sorted((entry[6], entry[4], entry[2]) for entry in slices if entry[7])
+        return self.report(begin, [(at * 1e-9, size, rail) for at, size, rail in acked], error)
+
+
+class Submissions(BlockSteps):
+    """Times the call of write_blocks, and with the slice trace when its first slice was posted."""
+
+    def __init__(self, case: dict[str, Any], cache: Any, remote: Any, source: Any) -> None:
+        super().__init__(case, lambda: None, source=source, passive=True)
+        self.cache = cache
+        self.remote = remote
+        self.order = block_order(case)
+
+    def run(self, times: int) -> dict[str, Any]:
+        """The calls as samples; in `notes` the seconds from a call to its first slice."""
+        native = tent.engine().native
+        native.trace(True)
+        calls, first = [], []
+        for _ in range(times):
+            native.take_trace()
+            began = time.monotonic_ns()
+            transfer = tent.write_blocks(self.cache, self.order[0], self.remote, self.order[1])
+            calls.append((time.monotonic_ns() - began) * 1e-9)
+            transfer.wait()
+            posted = [entry[5] for entry in native.take_trace()]
+            first.append((min(posted) - began) * 1e-9)
+        native.trace(False)
+        return {"samples": calls, "notes": {"first_slice_s": first}}
 
 
 ARM = TentArm
