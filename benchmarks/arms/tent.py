@@ -47,6 +47,10 @@ class TentArm(DistributedOps, Arm):
             return tent.empty(case["bytes"], torch.uint8).numpy()
         return super().buffer(case)
 
+    def stats(self) -> dict[str, Any]:
+        """The counters of this process's engine."""
+        return tent.stats()
+
     # ---- two-sided ---------------------------------------------------------------------------
 
     def _group(self) -> Any:
