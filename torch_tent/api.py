@@ -42,7 +42,8 @@ def send(
     missed). `require`: "shm" (this host's memory), "tcp", "rdma" or "nvlink": no other path.
 
     The bytes go in slices over all rails at once, after TENT's slice spraying (arXiv 2604.00368).
-    Returns a Transfer without a value; it has succeeded once every byte has landed.
+    Returns a Transfer without a value; it has succeeded once every byte has landed (small sends:
+    at the peer, where they wait for their `recv`).
     Raises TypeError and ValueError for memory, rank, tag or options that cannot be used, TentError
     without a group, and TransferError where `require` cannot be met. The Transfer fails with
     TransferError (no rail, the two ends disagree), PeerLostError, TransferTimeout or

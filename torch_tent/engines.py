@@ -180,9 +180,7 @@ class Engine:
             target,
             self._options(origin.peer, priority, timeout, deadline, require),
         )
-        return self.flights.start(
-            operation, (out, tensor), self.peer_name, origin.peer_name, tensor
-        )
+        return self.flights.start(operation, (out, tensor), origin.peer_name, tensor)
 
     # ---- blocks of paged caches --------------------------------------------------------------
 
@@ -355,8 +353,8 @@ def _tell(flights: weakref.ref[Flights]) -> Callable[[list[int]], None]:
 
 
 def _close(control: ControlPlane, native: _engine.Engine, flights: Flights) -> None:
+    native.close()  # First: the control plane waits for its events.
     control.close()
-    native.close()
     flights.settle()
 
 
