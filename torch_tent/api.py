@@ -12,6 +12,7 @@ from typing import Any
 import torch
 
 from .default import engine
+from .engines import Engine
 from .kv import KVCache, RemoteCache
 from .options import Priority, Require
 from .segment import Access, RemoteSegment, Segment
@@ -245,7 +246,6 @@ def stats() -> dict[str, Any]:
     return engine().stats()
 
 
-def remote_engine(remote: Any) -> Any:
+def remote_engine(remote: Any) -> Engine:
     """The engine that opened the remote side; the default one says what is wrong with others."""
-    origin = getattr(remote, "_origin", None)
-    return engine() if origin is None else origin.engine
+    return remote.engine if isinstance(remote, RemoteSegment | RemoteCache) else engine()

@@ -27,6 +27,8 @@ from .ticket import Ticket
 from .transfer import Flights, Transfer
 
 if TYPE_CHECKING:
+    from torch._C._distributed_c10d import Store
+
     from .card import Card
     from .options import Priority, Require
 
@@ -248,7 +250,7 @@ class Engine:
         """See `torch_tent.empty`."""
         return memory.empty(self.native, shape, dtype)
 
-    def join(self, store: dist.Store, rank: int, size: int, name: str = "") -> groups.Group:
+    def join(self, store: Store, rank: int, size: int, name: str = "") -> groups.Group:
         """Makes a group out of a c10d store, for `send(..., group=)`, without a process group.
 
         Each of the `size` members, in whatever process, joins with its own `rank` under one `name`,
