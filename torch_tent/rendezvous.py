@@ -11,7 +11,6 @@ from __future__ import annotations
 import asyncio
 import atexit
 import contextlib
-import ctypes
 import logging
 import os
 import socket
@@ -32,7 +31,6 @@ from .switchboard import Switchboard
 
 EVENTS_WAIT_S = 0.25
 JOIN_S = 5.0
-PR_SET_PTRACER, PR_SET_PTRACER_ANY = 0x59616D61, -1  # <linux/prctl.h>
 
 log = logging.getLogger("torch_tent")
 _living: weakref.WeakSet[ControlPlane] = weakref.WeakSet()
@@ -75,8 +73,8 @@ class ControlPlane:
         except BaseException:
             self._close_sockets()
             raise
-        if "cma" in settings.transports:
-            _allow_cma()
+        if "cma" in settings.transports and topology.allow_reading():
+            log.info("ptrace_scope is 1: other processes of this user may now read this one (cma)")
         self._site = Site(engine, native, settings, card, ends)
         self._start()
 
@@ -128,24 +126,25 @@ class ControlPlane:
         if not kinds:
             return "this engine has no such transport"
         told = [f"{kind}: {contact.notes[kind]}" for kind in kinds if kind in contact.notes]
-        off = [kind for kind in kinds if kind not in contact.kinds and kind not in contact.notes]
-        told += [f"{kind}: not in both ends' TENT_TRANSPORTS" for kind in off]
-        return "; ".join(told) or f"{contact.card.name} has no address that can be reached by it"
+        return "; ".join(told) or f"no address of {contact.card.name} can be reached from here"
 
     def why_not_faster(self, peer: int) -> str:
         """Which faster kinds of rail are not used with this peer, and why; "" when none is."""
         contact = self._contacts.of_peer(peer)
-        notes = {} if contact is None else dict(contact.notes)
-        return "; ".join(f"no {kind}: {why}" for kind, why in notes.items())
+        reasons: dict[str, list[str]] = {}
+        for kind, why in ({} if contact is None else dict(contact.notes)).items():
+            reasons.setdefault(why, []).append(kind)
+        return "; ".join(f"no {', '.join(kinds)}: {why}" for why, kinds in reasons.items())
 
     def stats(self) -> dict[str, Any]:
-        """What is known of peers and rails, as a plain dict."""
+        """What is known of peers and rails, as a plain dict. `names` holds lost peers, too."""
         site = self._site
         return {
             "name": site.card.name,
             "incarnation": site.card.incarnation.hex(),
             "listening": [f"{a.host} port {a.port} ({a.interface})" for a in site.card.addresses],
             "secret": site.settings.secret is not None,
+            "names": self._contacts.names(),
             "peers": {contact.peer: _peer_stats(contact) for contact in self._contacts.all()},
         }
 
@@ -236,14 +235,6 @@ def _make_card(engine: EngineLinks, settings: Settings, name: str, addresses: li
         probe_address=probe_address,
         probe_value=probe_value,
     )
-
-
-def _allow_cma() -> None:
-    """Where Yama lets only ancestors read a process, lets those of the same user do it too."""
-    if topology.memory().ptrace_scope == 1:
-        prctl = ctypes.CDLL(None).prctl
-        prctl(PR_SET_PTRACER, ctypes.c_long(PR_SET_PTRACER_ANY), 0, 0, 0)
-        log.info("kernel.yama.ptrace_scope is 1: this process lets its user's others read it (cma)")
 
 
 def _linked(contact: Contact, kind: str) -> bool:

@@ -157,7 +157,8 @@ bool InlineSliceReader::take_ending(ReadAhead& ahead, Receiver& receiver) {
   // Filler must never count as bytes that landed: only a transfer that has ended here, too, may be
   // finished with it.
   pieces_.clear();
-  const bool wanted = receiver.landing(link_.id, header_.flow, header_.offset, 1, pieces_);
+  const bool wanted =
+      receiver.landing(link_.id, header_.flow, header_.offset, header_.body_bytes, pieces_);
   if (wanted && link_.live()) link_.broke("the peer gave up a slice that is still awaited here");
   return link_.live();
 }

@@ -84,8 +84,8 @@ bool LocalSliceReader::next_chunk(ReadAhead& ahead, Receiver& receiver) {
     // A slice with a hole must never count as landed: only a transfer that has ended here, too, may
     // be finished with it.
     pieces_.clear();
-    const bool wanted =
-        receiver.landing(link_.id, header_.flow, header_.offset + done_, 1, pieces_);
+    const bool wanted = receiver.landing(link_.id, header_.flow, header_.offset + done_,
+                                         header_.body_bytes - done_, pieces_);
     if (wanted && link_.live()) link_.broke("the peer gave up a slice that is still awaited here");
     done_ = header_.body_bytes;
     return link_.live();
