@@ -1,4 +1,4 @@
-# make demo: sets up what is missing and runs the main demonstration.   make test: the same, for the tests.
+# make demo: sets up what is missing and runs the main demonstration; make test: the tests likewise.
 # Everything is installed into .venv; nothing outside this folder is changed.
 
 PYTHON ?= python3
@@ -15,7 +15,7 @@ READY := .venv/.ready
 
 setup: build
 
-# ninja knows what has changed, so this always runs; with nothing to do it takes about a second.
+# ninja knows what has changed, so this always runs; with nothing to do it takes half a second.
 build: $(READY)
 	@$(PY) setup.py --quiet build_ext --inplace
 
@@ -29,14 +29,16 @@ lint: $(READY)
 	$(PY) -m ruff check
 	$(PY) -m ruff format --check
 	$(PY) -m mypy --strict
-	find csrc -name '*.h' -o -name '*.cpp' | xargs --no-run-if-empty .venv/bin/clang-format --dry-run -Werror
+	find csrc -name '*.h' -o -name '*.cpp' \
+	  | xargs --no-run-if-empty .venv/bin/clang-format --dry-run -Werror
 	.venv/bin/codespell
 
 bench: build
 	$(PY) -m torch_tent bench
 
 clean:
-	rm -rf .venv build dist demo-out *.egg-info torch_tent/*.so .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	rm -rf .venv build dist demo-out *.egg-info torch_tent/*.so
+	rm -rf .mypy_cache .pytest_cache .ruff_cache .hypothesis
 
 # Built before it is installed: pip would hide the compiler's progress for minutes.
 $(READY): pyproject.toml | $(PY)
@@ -48,6 +50,8 @@ $(READY): pyproject.toml | $(PY)
 
 $(PY):
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
-	  echo "torch_tent needs Python 3.11 or newer: name one, as in 'make setup PYTHON=python3.12'." >&2; exit 1; }
+	  echo "torch_tent needs Python 3.11 or newer: name one, as in 'make setup PYTHON=python3.12'." >&2; \
+	  exit 1; }
 	@$(PYTHON) -m venv .venv || { rm -rf .venv; \
-	  echo "$(PYTHON) cannot make a virtual environment: run 'apt-get install python3-venv' (Debian, Ubuntu) and try again." >&2; exit 1; }
+	  echo "$(PYTHON) cannot make a virtual environment: on Debian and Ubuntu, run" \
+	    "'apt-get install python3-venv' and try again." >&2; exit 1; }

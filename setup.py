@@ -86,6 +86,14 @@ def installed_torch() -> Path:
     )
 
 
+def system_headers(*folders: str | Path) -> list[str]:
+    """Flags for headers of others: without their warnings, and without their place in the build."""
+    flags = []
+    for folder in folders:
+        flags += ["-isystem", str(folder), f"-ffile-prefix-map={folder}={Path(folder).name}"]
+    return flags
+
+
 def kind_flags(kind: str) -> tuple[list[str], list[str]]:
     """The flags for compiling and linking one kind of module, beside the common ones."""
     python_headers = sysconfig.get_path("include")
@@ -98,28 +106,31 @@ def kind_flags(kind: str) -> tuple[list[str], list[str]]:
         import pybind11
 
         switches = ["-DTENT_SABOTAGE"] if kind == "simulator" else []
-        return [*switches, "-isystem", pybind11.get_include(), "-isystem", python_headers], []
+        return [*switches, *system_headers(pybind11.get_include(), python_headers)], []
     # torch brings the pybind11 that its own types are bound with: another one would not know them.
-    # Its headers come as system headers, whose warnings are not ours to turn into errors.
     torch = installed_torch()
-    version = re.search(r"__version__ = '([^']+)'", (torch / "version.py").read_text())
-    compile_flags = ["-DTORCH_API_INCLUDE_EXTENSION_H"]
+    headers = system_headers(
+        torch / "include", torch / "include/torch/csrc/api/include", python_headers
+    )
     # The version in the command line makes another torch recompile; the module can check it too.
-    compile_flags += [f'-DTENT_TORCH_VERSION="{version.group(1) if version else "unknown"}"']
-    for folder in (torch / "include", torch / "include/torch/csrc/api/include", python_headers):
-        compile_flags += ["-isystem", str(folder)]
-    link_flags = [f"-L{torch / 'lib'}", "-lc10", "-ltorch", "-ltorch_cpu", "-ltorch_python"]
-    return compile_flags, link_flags
+    version = re.search(r"__version__ = '([^']+)'", (torch / "version.py").read_text())
+    defines = [
+        "-DTORCH_API_INCLUDE_EXTENSION_H",
+        f'-DTENT_TORCH_VERSION="{version.group(1) if version else "unknown"}"',
+    ]
+    libraries = [f"-L{torch / 'lib'}", "-lc10", "-ltorch", "-ltorch_cpu", "-ltorch_python"]
+    return [*defines, *headers], libraries
 
 
 def compiler() -> str:
-    """The C++ compiler: $CXX, g++ or c++."""
-    for name in (os.environ.get("CXX", ""), "g++", "c++"):
-        if name and shutil.which(shlex.split(name)[0]):
+    """The C++ compiler: $CXX where it is set, else g++ or c++."""
+    names = [os.environ["CXX"]] if os.environ.get("CXX") else ["g++", "c++"]
+    for name in names:
+        if shutil.which(shlex.split(name)[0]):
             return name
     raise SystemExit(
-        "There is no C++ compiler here: install g++ (Debian and Ubuntu: `apt-get install g++`) "
-        "or set CXX to one that knows C++20."
+        f"There is no C++ compiler {' or '.join(names)} here: install g++ (Debian and Ubuntu: "
+        "`apt-get install g++`) or set CXX to a compiler that knows C++20."
     )
 
 
@@ -187,6 +198,8 @@ class BuildWithNinja(build_ext):
     """Compiles and links with ninja, then puts each module where setuptools wants it."""
 
     def build_extensions(self) -> None:
+        # Copy even what is older than its target: the target may be a sanitizer's build.
+        self.force = True
         listed = modules()
         installed_torch()
         suffix = sysconfig.get_config_var("EXT_SUFFIX")

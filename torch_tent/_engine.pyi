@@ -18,6 +18,9 @@ class Layout:
             tuple[int, int, int, Sequence[tuple[int, int]], np.ndarray[Any, Any] | None]
         ],
     ) -> None: ...
+    @staticmethod
+    def contiguous(address: int, bytes: int) -> Layout:
+        """One piece in plane 0, made without a list: the way of small messages."""
     @property
     def bytes(self) -> int: ...
 
@@ -44,7 +47,7 @@ class Engine:
     def c_api(self) -> object:
         """PyCapsule "torch_tent.engine" with the function table of csrc/engine/c_api.h."""
     # ---- transfers ---------------------------------------------------------------------------
-    # options: priority 0|1, timeout s, deadline s, rails mask (see RailKind)
+    # options: priority 0|1, timeout s, deadline s, rails mask (see RailKind); each may be left out
     def send(
         self, peer: int, context: int, tag: int, meta: int, local: Layout, options: dict[str, Any]
     ) -> Operation: ...
@@ -80,8 +83,13 @@ class Engine:
     ) -> Operation: ...
     def on_done(self, callback: Callable[[list[int]], None]) -> None:
         """`callback` gets the ids of ended transfers that were `watch`ed, on the notifier thread."""
-    def watch(self, operation: Operation) -> None:
-        """Asks for `on_done` for this transfer; at once when it has already ended."""
+    def watch(self, operation: Operation, soon: bool) -> None:
+        """Asks for `on_done` for this transfer, once; at once when it has already ended.
+
+        `soon` wakes the notifier when the transfer ends. Without it the end is told within some
+        milliseconds, many at a time, and not at all when `Operation.wait` has returned True before:
+        this costs the caller of a small message nothing.
+        """
     # ---- memory ------------------------------------------------------------------------------
     def register(
         self, planes: Sequence[tuple[int, int]], readable: bool, writable: bool, blocks: int
@@ -119,7 +127,19 @@ class Engine:
     def probe_word(self) -> tuple[int, int]:
         """(address, value) of a random 8-byte word, for a peer's CMA probe."""
     # ---- eyes --------------------------------------------------------------------------------
-    def stats(self) -> dict[str, Any]: ...
+    def stats(self) -> dict[str, Any]:
+        """Counters since the engine began, as plain values:
+
+        transfers: done, failed, outstanding, retries, fences, suspects
+        rails: a list, one entry per rail and peer: peer, rail, kind, up, bytes_sent,
+            bytes_received, slices_sent, slices_received, retries, fences, links_made, links_lost,
+            rate_bytes_per_s, base_latency_s, in_flight_bytes, window_bytes (the last four are 0
+            while it is down)
+        latency: {"send" | "recv" | "write" | "read": {count, sum_s, max_s, p50_s, p90_s, p99_s,
+            p999_s, buckets: [(upper_s, count), ...]}}, of successful transfers, resolved to 1 us;
+            buckets that are empty are left out
+        threads: count, progress_sleeps, progress_rests
+        """
     def trace(self, on: bool) -> None: ...
     def take_trace(self) -> list[tuple[int, int, str, int, int, int, int, bool]]:
         """(flow, peer, rail, offset, bytes, posted_ns, ended_ns, acked), oldest first."""

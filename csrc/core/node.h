@@ -23,9 +23,12 @@ namespace tent {
 
 struct LinkInfo {
   RailKind kind = RailKind::Tcp;
-  std::string rail;               // e.g. "tcp 10.0.0.1>10.0.0.2", "cma", "shm"; stable over reconnects
-  double rate_hint = 0;           // bytes per ns, 0: unknown
+  std::string rail;      // e.g. "tcp 10.0.0.1>10.0.0.2", "cma", "shm"; stable over reconnects
+  double rate_hint = 0;  // bytes per ns, 0: unknown
   std::uint64_t slice_bytes_max = 0;  // 0: the settings' value
+  // The link writes into our memory by itself once it was told where (RDMA): what it carries can
+  // only be stopped by closing it. Other transports ask Node::landing before every copy.
+  bool places_by_itself = false;
 };
 
 struct RailShare {
@@ -78,7 +81,8 @@ class Outbox {
   // Nothing may be received from, or read for, this link after the call returns.
   virtual void close(LinkId link, const Status& why) = 0;
   virtual void done(Report report) = 0;
-  virtual void dial(PeerId peer, RailKinds rails) = 0;  // rails are wanted; repeated until they come
+  virtual void dial(PeerId peer,
+                    RailKinds rails) = 0;  // rails are wanted; repeated until they come
   virtual void peer_lost(PeerId peer, const Status& why) = 0;
   virtual void noted(SegmentId segment) = 0;  // a notification was added
   virtual void traced(const SliceEvent& event) = 0;
@@ -100,7 +104,8 @@ struct LinkStats {
 
 struct NodeStats {
   std::uint64_t transfers_done = 0, transfers_failed = 0, fences = 0, retries = 0, suspects = 0;
-  std::uint64_t outstanding = 0;
+  std::uint64_t outstanding = 0;              // transfers that have not ended
+  std::uint64_t flows_in = 0, flows_out = 0;  // flows that are open on our side
   std::vector<LinkStats> links;
 };
 
@@ -117,7 +122,9 @@ class Node {
   void submit(Request request, TimeNs now);  // its end is always an Outbox::done, maybe at once
   void cancel(TransferId id, Code code, TimeNs now);
   Segments& segments();
-  // Fails everything that touches the segment or these blocks. Nothing lands after the return.
+  // Fails everything that touches the segment or these blocks. Nothing lands after the return; a
+  // reader on this host may still copy out of it until `busy` says no (bounded).
+  bool busy(SegmentId id) const;
   void close_segment(SegmentId id, TimeNs now);
   void revoke(SegmentId id, const std::vector<std::int64_t>& blocks, TimeNs now);
 
@@ -128,6 +135,8 @@ class Node {
   void link_up(PeerId peer, LinkId link, const LinkInfo& info, TimeNs now);
   void link_down(LinkId link, const Status& why, TimeNs now);  // the transport closed or lost it
   bool alive(PeerId peer) const;
+  // The control plane found no way to make such a rail: transfers that need one fail.
+  void no_rails(PeerId peer, RailKinds rails, const std::string& why, TimeNs now);
   const std::string& name(PeerId peer) const;
 
   // ---- what the transports bring ---------------------------------------------------------------

@@ -31,21 +31,22 @@ struct FrameHeader {
   FrameKind kind = FrameKind::Ack;
   std::uint8_t flags = 0;
   std::uint16_t reserved = 0;
-  std::uint32_t body_bytes = 0;     // Slice: the payload's length
-  std::uint32_t crc = 0;            // CRC32C of a slice's payload when flags & kHasCrc
-  std::uint64_t sequence = 0;       // per link, from 1; 0 on Ack
-  std::uint64_t ack = 0;            // highest sequence number consumed from the peer on this link
-  std::uint64_t eager_consumed = 0; // bytes of inline sends that receives have taken, per session
-  std::uint64_t flow = 0;           // Slice, Open: the source's transfer id
-  std::uint64_t offset = 0;         // Slice: its place on the transfer's line of bytes
-  std::uint64_t control = 0;        // Control: number in the session's control stream, from 1
+  std::uint32_t body_bytes = 0;      // Slice: the payload's length
+  std::uint32_t crc = 0;             // CRC32C of a slice's payload when flags & kHasCrc
+  std::uint64_t sequence = 0;        // per link, from 1; 0 on Ack
+  std::uint64_t ack = 0;             // highest sequence number consumed from the peer on this link
+  std::uint64_t eager_consumed = 0;  // bytes of inline sends that receives have taken, per session
+  std::uint64_t flow = 0;            // Slice, Open: the source's transfer id
+  std::uint64_t offset = 0;          // Slice: its place on the transfer's line of bytes
+  std::uint64_t control = 0;         // Control: number in the session's control stream, from 1
 };
 static_assert(sizeof(FrameHeader) == 64);
 inline constexpr std::uint8_t kHasCrc = 1;
 
 using Body = std::vector<std::uint8_t>;
 
-struct Frame {  // what a session hands to a transport; a Slice's memory is asked for when it is sent
+struct Frame {  // what a session hands to a transport; a Slice's memory is asked for when it is
+                // sent
   FrameHeader header;
   std::shared_ptr<const Body> body;  // null for Slice, Ack and Ping
 };
@@ -82,7 +83,7 @@ struct Message {
   std::uint64_t context = 0;  // Offer
   std::uint64_t tag = 0;      // Offer
   std::uint64_t bytes = 0;    // Offer, Read
-  std::uint32_t meta = 0;     // Offer: dtype code or 0
+  std::uint32_t meta = 0;     // Offer: dtype code or 0; Read: how to send it (read_meta)
   Code code = Code::Ok;       // Refuse
   bool is_inline = false;     // Offer
   bool has_note = false;      // Write
@@ -90,6 +91,11 @@ struct Message {
   Target target;              // Write, Read
   Body payload;               // inline bytes
 };
+
+// Read's meta: the rails that the reader allows in bits 0-7, its priority in bit 8.
+constexpr std::uint32_t read_meta(RailKinds rails, Priority priority) {
+  return std::uint32_t(rails) | std::uint32_t(priority) << 8;
+}
 
 struct Opening {  // body of Open
   enum class Kind : std::uint8_t { Write = 1, ReadReply = 2, Send = 3 };

@@ -1,0 +1,38 @@
+// Stage: engine. See the header.
+#include "core/link.h"
+
+#include <utility>
+
+namespace tent {
+
+LinkView Link::view() const {
+  return {id_,
+          info_.kind,
+          estimate_.rate(),
+          estimate_.base_latency(),
+          estimate_.in_flight(),
+          estimate_.slice_bytes(),
+          0};
+}
+
+void Link::stamp(FrameHeader& header, Unacked unacked, TimeNs now) {
+  header.sequence = unacked.sequence = next_sequence_++;
+  unacked.cost = sizeof(FrameHeader) + header.body_bytes;
+  unacked.stamp = estimate_.posted(unacked.cost, now);
+  unacked_.push_back(std::move(unacked));
+  stamp_ack(header);
+}
+
+void Link::stamp_ack(FrameHeader& header) { header.ack = ack_sent_ = consumed_; }
+
+std::deque<Unacked> Link::take_unacked() {
+  for (const Unacked& frame : unacked_) estimate_.lost(frame.cost);
+  return std::exchange(unacked_, {});
+}
+
+bool Link::arrives(const FrameHeader& header, TimeNs now) {
+  last_heard_ = now;
+  return header.kind == FrameKind::Ack || header.sequence == consumed_ + 1;
+}
+
+}  // namespace tent

@@ -1,0 +1,79 @@
+// Stage: engine. One link as its session sees it: sequence numbers both ways, what is in flight and
+// unacknowledged, and the estimate that learns from it. Pure; one thread. Owned by Session.
+#pragma once
+
+#include <cstdint>
+#include <deque>
+
+#include "core/node.h"
+#include "core/rail_estimate.h"
+#include "core/scheduler.h"
+#include "core/slicer.h"
+
+namespace tent {
+
+struct Unacked {  // a frame on its way
+  std::uint64_t sequence = 0;
+  FrameKind kind = FrameKind::Ping;
+  std::uint64_t cost = 0;     // bytes on the link
+  TransferId flow = 0;        // Slice
+  SliceSpan span;             // Slice
+  std::uint64_t control = 0;  // Control
+  PostStamp stamp;
+};
+
+class Link {
+ public:
+  Link(LinkId id, const LinkInfo& info, const CoreSettings& settings, TimeNs now)
+      : id_(id),
+        info_(info),
+        estimate_(settings, info.rate_hint, info.slice_bytes_max),
+        last_heard_(now) {}
+
+  LinkId id() const { return id_; }
+  const LinkInfo& info() const { return info_; }
+  RailEstimate& estimate() { return estimate_; }
+  const RailEstimate& estimate() const { return estimate_; }
+  LinkView view() const;
+
+  // Outgoing: numbers the frame, remembers it, and stamps the acknowledgement we owe.
+  void stamp(FrameHeader& header, Unacked unacked, TimeNs now);
+  void stamp_ack(FrameHeader& header);
+  // The peer consumed everything up to `sequence`; calls `each` for every frame that was in flight.
+  // False when it acknowledges what was never sent.
+  template <class Each>
+  bool acked(std::uint64_t sequence, TimeNs now, Each each) {
+    if (sequence >= next_sequence_) return false;
+    while (!unacked_.empty() && unacked_.front().sequence <= sequence) {
+      const Unacked frame = unacked_.front();
+      unacked_.pop_front();
+      estimate_.acked(frame.stamp, frame.cost, now);
+      each(frame);
+    }
+    return true;
+  }
+  const std::deque<Unacked>& unacked() const { return unacked_; }
+  std::deque<Unacked> take_unacked();
+  TimeNs due() const { return unacked_.empty() ? kNever : unacked_.front().stamp.due; }
+
+  // Incoming: false when the number is not the next one.
+  bool arrives(const FrameHeader& header, TimeNs now);
+  void consumed() { ++consumed_; }
+  bool owes_ack() const { return consumed_ != ack_sent_; }
+  TimeNs last_heard() const { return last_heard_; }
+  void heard(TimeNs now) { last_heard_ = now; }
+  TimeNs last_ping = 0;
+  bool wants_ping = false;
+
+  LinkStats stats;  // counters only; the rest is filled in when asked
+
+ private:
+  LinkId id_;
+  LinkInfo info_;
+  RailEstimate estimate_;
+  std::uint64_t next_sequence_ = 1, consumed_ = 0, ack_sent_ = 0;
+  std::deque<Unacked> unacked_;
+  TimeNs last_heard_;
+};
+
+}  // namespace tent

@@ -1,0 +1,100 @@
+// Stage: scheduler. Delivery-rate estimation per link; see the header for the rules.
+#include "core/rail_estimate.h"
+
+namespace tent {
+
+namespace {
+constexpr double kRatePrior = 0.125;  // bytes per ns, until the first sample: 1 Gbit/s
+constexpr std::uint64_t kAlign = 4096;
+constexpr TimeNs kBaseWindow = 5 * kSecond;
+constexpr TimeNs kOverdueUnmeasured = 100 * kMillisecond;
+}  // namespace
+
+RailEstimate::RailEstimate(const CoreSettings& settings, double rate_hint,
+                           std::uint64_t slice_bytes_max)
+    : settings_(settings),
+      slice_bytes_max_(slice_bytes_max == 0 ? settings.slice_bytes_max
+                                            : std::min(slice_bytes_max, settings.slice_bytes_max)),
+      growth_(4 * settings.slice_bytes_min) {
+  current_max_ = rate_hint > 0 ? rate_hint : kRatePrior;
+}
+
+PostStamp RailEstimate::posted(std::uint64_t bytes, TimeNs now) {
+  if (in_flight_ == 0) first_posted_ = delivered_at_ = now;
+  PostStamp stamp;
+  stamp.posted = now;
+  stamp.first_posted = first_posted_;
+  stamp.delivered_at = delivered_at_;
+  stamp.delivered = delivered_;
+  in_flight_ += bytes;
+  stamp.limited = in_flight_ * 2 < window();
+  const TimeNs predicted = TimeNs(double(in_flight_) / rate()) + base_latency();
+  const TimeNs patience =
+      std::max(settings_.overdue_min, TimeNs(settings_.overdue_factor * double(predicted)));
+  stamp.due = now + (measured_ ? patience : std::max(patience, kOverdueUnmeasured));
+  return stamp;
+}
+
+void RailEstimate::acked(const PostStamp& stamp, std::uint64_t bytes, TimeNs now) {
+  in_flight_ -= bytes;
+  delivered_ += bytes;
+  delivered_at_ = now;
+  first_posted_ = stamp.posted;
+  growth_ = std::min(growth_ + bytes, std::uint64_t(1) << 40);
+  // Acknowledgements may come in bunches, posts too: the longer of both intervals is the honest
+  // one.
+  const TimeNs interval = std::max(now - stamp.delivered_at, stamp.posted - stamp.first_posted);
+  if (bytes >= settings_.slice_bytes_min / 2 && interval > 0) {
+    learn_rate(double(delivered_ - stamp.delivered) / double(interval), stamp.limited, now);
+  }
+  const TimeNs work = TimeNs(double(bytes) / rate());
+  learn_base(std::max<TimeNs>(0, now - stamp.posted - work), now);
+}
+
+void RailEstimate::learn_rate(double sample, bool limited, TimeNs now) {
+  if (!measured_) {  // a hint is not a measurement
+    measured_ = true;
+    current_max_ = sample;
+    previous_max_ = 0;
+    rate_bucket_ = now;
+    return;
+  }
+  if (limited && sample <= rate()) return;
+  const TimeNs bucket = std::max(4 * settings_.target_delay, 8 * base_latency());
+  if (now - rate_bucket_ > bucket) {
+    previous_max_ = current_max_;
+    current_max_ = 0;
+    rate_bucket_ = now;
+  }
+  current_max_ = std::max(current_max_, sample);
+}
+
+void RailEstimate::learn_base(TimeNs sample, TimeNs now) {
+  if (now - base_bucket_ > kBaseWindow) {
+    base_ = base_next_;
+    base_next_ = kNever;
+    base_bucket_ = now;
+  }
+  base_ = std::min(base_, sample);
+  base_next_ = std::min(base_next_, sample);
+}
+
+std::uint64_t RailEstimate::slice_bytes() const {
+  const auto wanted = std::uint64_t(rate() * double(settings_.slice_time));
+  const std::uint64_t most = std::min(slice_bytes_max_, growth_ / 4);
+  const std::uint64_t bytes =
+      std::clamp(wanted, settings_.slice_bytes_min, std::max(most, settings_.slice_bytes_min));
+  return bytes > kAlign ? bytes / kAlign * kAlign : bytes;
+}
+
+std::uint64_t RailEstimate::window() const {
+  const double delay = double(settings_.target_delay + base_latency());
+  const auto wanted = std::uint64_t(rate() * delay);
+  return std::max(std::min(growth_, wanted), 2 * settings_.slice_bytes_min);
+}
+
+TimeNs RailEstimate::eta(std::uint64_t bytes) const {
+  return TimeNs(double(in_flight_ + bytes) / rate()) + base_latency();
+}
+
+}  // namespace tent

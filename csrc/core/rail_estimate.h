@@ -1,0 +1,57 @@
+// Stage: scheduler. What one link is expected to do, learned only from what it delivered: rate,
+// base latency, and from them the window, the slice length and when a slice is overdue.
+// Pure; time is an argument; one thread. Called by Link for every frame posted, acknowledged, lost.
+#pragma once
+
+#include <algorithm>
+#include <cstdint>
+
+#include "core/settings.h"
+#include "core/types.h"
+
+namespace tent {
+
+// The estimator's state when a frame was posted: turns its acknowledgement into a rate sample
+// without counting the time the frame queued (the delivery-rate method of BBR, Cardwell et al.
+// 2016).
+struct PostStamp {
+  TimeNs posted = 0, first_posted = 0, delivered_at = 0, due = 0;
+  std::uint64_t delivered = 0;
+  bool limited = false;  // too little was in flight to measure the link's rate
+};
+
+class RailEstimate {
+ public:
+  RailEstimate(const CoreSettings& settings, double rate_hint, std::uint64_t slice_bytes_max);
+
+  PostStamp posted(std::uint64_t bytes, TimeNs now);
+  void acked(const PostStamp& stamp, std::uint64_t bytes, TimeNs now);
+  void lost(std::uint64_t bytes) { in_flight_ -= bytes; }  // teaches nothing else
+
+  double rate() const { return std::max(current_max_, previous_max_); }  // bytes per ns
+  bool measured() const { return measured_; }
+  TimeNs base_latency() const { return base_ == kNever ? 0 : base_; }
+  std::uint64_t in_flight() const { return in_flight_; }
+  std::uint64_t window() const;
+  std::uint64_t slice_bytes() const;
+  bool has_room() const { return in_flight_ == 0 || in_flight_ + slice_bytes() <= window(); }
+  // How long until `bytes` more would be acknowledged, behind what is in flight.
+  TimeNs eta(std::uint64_t bytes) const;
+
+ private:
+  void learn_rate(double sample, bool limited, TimeNs now);
+  void learn_base(TimeNs sample, TimeNs now);
+
+  const CoreSettings& settings_;
+  std::uint64_t slice_bytes_max_;
+  // Two buckets make a windowed maximum (rate) and minimum (base latency).
+  double current_max_ = 0, previous_max_ = 0;
+  TimeNs rate_bucket_ = 0;
+  TimeNs base_ = kNever, base_next_ = kNever, base_bucket_ = 0;
+  bool measured_ = false;
+  std::uint64_t in_flight_ = 0, delivered_ = 0;
+  std::uint64_t growth_;  // slow start: the window may not exceed this
+  TimeNs delivered_at_ = 0, first_posted_ = 0;
+};
+
+}  // namespace tent

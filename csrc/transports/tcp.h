@@ -1,0 +1,26 @@
+// Stage: transport. TCP rails: one connected socket per link, IPv4 or IPv6, the payload in the stream.
+// Called by the thread that holds the engine lock; nothing blocks.
+// What always holds: memory is touched only inside post() and poll(), at addresses that the Receiver
+// named in the same call; after close() the kernel throws away what it still had to send.
+#pragma once
+
+#include "transports/transport.h"
+
+namespace tent {
+
+class TcpTransport final : public Transport {
+ public:
+  // `wait_set` is the engine's epoll descriptor; it becomes readable when poll() has work to do.
+  // Throws std::system_error when the process has no descriptors left.
+  explicit TcpTransport(int wait_set);
+  ~TcpTransport() override;
+
+  Reach reach(LinkId link, const Pieces& memory) const override;
+  Status register_region(const Region& region) override;  // any memory will do: nothing to do
+  Status connect(const Connection& connection) override;  // fds: [connected socket]
+  void post(LinkId link, Frame frame, Receiver& receiver) override;
+  bool poll(Receiver& receiver) override;
+  void close(LinkId link) override;
+};
+
+}  // namespace tent

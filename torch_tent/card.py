@@ -1,0 +1,90 @@
+"""Stage: control. An engine's contact card: who it is, where it runs, and every way to reach it.
+
+Made once per engine by the control plane; travels inside tickets, handshakes and the c10d store.
+A value: any thread. What always holds: a Card that exists has addresses that parse.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+
+import msgspec
+
+from . import envelope
+
+INCARNATION_BYTES = 16
+ADDRESSES_MAX = 32  # A card must fit into a handshake message.
+NAME_BYTES_MAX = 200
+INTERFACE_BYTES_MAX = 16
+SPEED_MBIT_MAX = 1 << 40
+
+
+class Host(msgspec.Struct, frozen=True, array_like=True):
+    """Which kernel and namespaces a process runs in: equal parts mean shared things."""
+
+    boot_id: str
+    network: int  # inode of the network namespace: the same loopback, the same Unix sockets
+    processes: int  # inode of the pid namespace: the same process ids
+
+    def __post_init__(self) -> None:
+        _check(len(self.boot_id) <= 64, "the boot id is too long")
+
+    def same_network(self, other: Host) -> bool:
+        """Whether loopback and abstract Unix sockets reach from one to the other."""
+        return self.boot_id == other.boot_id and self.network == other.network
+
+
+class Address(msgspec.Struct, frozen=True, array_like=True):
+    """One address that an engine listens on."""
+
+    host: str  # IPv4 or IPv6, never a name; no scope
+    port: int
+    interface: str
+    prefix: int  # length of its subnet's prefix
+    speed_mbit: int  # 0: unknown
+
+    def __post_init__(self) -> None:
+        address = ipaddress.ip_address(self.host)
+        _check("%" not in self.host, f"address {self.host} has a scope")
+        _check(1 <= self.port <= 65535, f"port {self.port} is none")
+        _check(0 <= self.prefix <= address.max_prefixlen, f"prefix /{self.prefix} is none")
+        _check(len(self.interface.encode()) <= INTERFACE_BYTES_MAX, "interface name too long")
+        _check(0 <= self.speed_mbit <= SPEED_MBIT_MAX, f"speed {self.speed_mbit} is none")
+
+
+class Card(msgspec.Struct, frozen=True, array_like=True):
+    """Who an engine is and every way to reach it. A restarted process has another incarnation."""
+
+    incarnation: bytes
+    host: Host
+    pid: int
+    uid: int
+    name: str  # for people: host name and process id, or what the engine was named
+    addresses: tuple[Address, ...]
+    listed: bool  # its rails were listed by hand: the i-th is meant for the i-th
+    local_name: str  # abstract Unix socket, without the leading zero byte
+    probe_address: int  # a word of its memory, for the test whether it can be read directly
+    probe_value: int
+
+    def __post_init__(self) -> None:
+        _check(len(self.incarnation) == INCARNATION_BYTES, "the incarnation has a wrong length")
+        _check(len(self.addresses) <= ADDRESSES_MAX, f"more than {ADDRESSES_MAX} addresses")
+        _check(len(self.name.encode()) <= NAME_BYTES_MAX, "the name is too long")
+        _check(len(self.local_name.encode()) <= 100, "the Unix socket's name is too long")
+        _check(0 < self.pid < 1 << 31 and 0 <= self.uid < 1 << 32, "no such process or user")
+        for word in (self.probe_address, self.probe_value):
+            _check(0 <= word < 1 << 64, "the probe word has no 64 bits")
+
+    def encode(self) -> bytes:
+        """The card as bytes, for `decode` in another process."""
+        return envelope.wrap(b"C", self)
+
+    @staticmethod
+    def decode(data: bytes | bytearray | memoryview) -> Card:
+        """The card in these bytes. Raises TicketError for bytes that are not one."""
+        return envelope.unwrap(b"C", data, Card)
+
+
+def _check(good: bool, complaint: str) -> None:
+    if not good:
+        raise ValueError(complaint)
