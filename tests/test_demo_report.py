@@ -39,8 +39,8 @@ def at(ms: float) -> int:
 @pytest.fixture
 def story() -> Story:
     """40 writes of 1000 bytes, one begun each 10 ms; each takes 15 ms. Even ones go over rail 0,
-    odd ones over rail 1, which is cut at 205 ms: that slice is lost, and rail 0 takes it and the odd
-    ones that follow, until rail 1 heals at 305 ms."""
+    odd ones over rail 1, which is cut at 205 ms: the slice on it is lost, and rail 0 takes it and
+    the odd ones that follow, until rail 1 heals at 305 ms."""
     writes, slices, crossed = [], [], ([], [])
     for number in range(40):
         began = 10.0 * number

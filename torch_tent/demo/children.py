@@ -18,7 +18,7 @@ from typing import Any
 
 from torch_tent.errors import TentError
 
-END_S = 5.0
+END_S = 3.0
 
 Message = tuple[str, Any]
 
@@ -85,10 +85,11 @@ class Child:
                 f"the {self.name} process (pid {self._process.pid}) said nothing for {seconds:g} s"
             )
 
-    def end(self) -> None:
-        """Ends it, by force when it does not end by itself. Idempotent."""
+    def end(self, force: bool = False) -> None:
+        """Waits for its end, and makes it end when it does not; with `force` at once."""
         self._connection.close()
-        self._process.join(END_S)
+        if not force:
+            self._process.join(END_S)
         for act in (self._process.terminate, self._process.kill):
             if self._process.is_alive():
                 act()
@@ -110,16 +111,14 @@ def wait_for_any(children: Sequence[Child], timeout: float) -> None:
 
 @contextmanager
 def ended(children: list[Child]) -> Iterator[None]:
-    """Ends every child of the list when the block ends, also those added meanwhile."""
+    """Ends every child that is in the list when the block ends: at once when it ends badly."""
+    force = True
     try:
         yield
-    except BaseException:
-        for child in children:
-            child._process.terminate()
-        raise
+        force = False
     finally:
         for child in children:
-            child.end()
+            child.end(force)
 
 
 def _run(connection: Connection[Message, Message], work: Callable[..., None], args: Any) -> None:

@@ -40,8 +40,8 @@ def rails_table(story: Story) -> Table:
         title=f"{story.cache_bytes / MIB:.0f} MiB of KV cache of {story.prompt_tokens} tokens",
         title_justify="left",
         caption=f"each rail is held to {story.rail_bytes_per_s * 8 / 1e6:.0f} Mbit/s, so that the "
-        "transfer lasts and the fault comes mid-way;\nstall: the longest time in which it delivered "
-        "nothing although there was something to move",
+        "transfer lasts and the fault comes mid-way;\nstall: the longest time in which nothing was "
+        "delivered although there was something to move",
         caption_justify="left",
     )
     for name in ("rail", "MiB", "slices", "MB/s", "stall", "resent", "fault"):
