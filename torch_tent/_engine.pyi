@@ -127,7 +127,19 @@ class Engine:
     def probe_word(self) -> tuple[int, int]:
         """(address, value) of a random 8-byte word, for a peer's CMA probe."""
     # ---- eyes --------------------------------------------------------------------------------
-    def stats(self) -> dict[str, Any]: ...
+    def stats(self) -> dict[str, Any]:
+        """Counters since the engine began, as plain values:
+
+        transfers: done, failed, outstanding, retries, fences, suspects
+        rails: a list, one entry per rail and peer: peer, rail, kind, up, bytes_sent,
+            bytes_received, slices_sent, slices_received, retries, fences, links_made, links_lost,
+            rate_bytes_per_s, base_latency_s, in_flight_bytes, window_bytes (the last four are 0
+            while it is down)
+        latency: {"send" | "recv" | "write" | "read": {count, sum_s, max_s, p50_s, p90_s, p99_s,
+            p999_s, buckets: [(upper_s, count), ...]}}, of successful transfers, resolved to 1 us;
+            buckets that are empty are left out
+        threads: count, progress_sleeps, progress_rests
+        """
     def trace(self, on: bool) -> None: ...
     def take_trace(self) -> list[tuple[int, int, str, int, int, int, int, bool]]:
         """(flow, peer, rail, offset, bytes, posted_ns, ended_ns, acked), oldest first."""

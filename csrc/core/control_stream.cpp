@@ -5,10 +5,18 @@
 
 namespace tent {
 
-void ControlStream::push(std::shared_ptr<const Body> body, TransferId ends_when_acked) {
+void ControlStream::push(std::shared_ptr<const Body> body, TransferId flow, bool ends) {
   const std::uint64_t number = next_out_++;
-  entries_.emplace_hint(entries_.end(), number, Entry{number, std::move(body), ends_when_acked});
+  entries_.emplace_hint(entries_.end(), number, Entry{number, std::move(body), flow, ends});
   waiting_.insert(waiting_.end(), number);
+}
+
+void ControlStream::replace(TransferId flow, std::shared_ptr<const Body> body) {
+  for (auto& [number, entry] : entries_) {
+    if (entry.flow != flow) continue;
+    entry.body = body;
+    entry.ends = false;
+  }
 }
 
 const ControlStream::Entry* ControlStream::next() {

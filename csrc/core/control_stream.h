@@ -1,6 +1,6 @@
 // Stage: wire. The session's control messages: numbered, reliable and in order over links that come
-// and go. What a dead link had not acknowledged is sent again; repeats are dropped; early ones wait.
-// Bounded both ways by kControlWindow. Pure; one thread. Owned by Session.
+// and go. What a dead link had not acknowledged is sent again; repeats are dropped; early ones
+// wait. Bounded both ways by kControlWindow. Pure; one thread. Owned by Session.
 #pragma once
 
 #include <cstdint>
@@ -22,18 +22,18 @@ class ControlStream {
   struct Entry {
     std::uint64_t number = 0;
     std::shared_ptr<const Body> body;
-    TransferId ends_when_acked = 0;  // an inline send succeeds when its message has arrived
+    TransferId flow = 0;  // whose bytes the message holds
+    bool ends = false;    // the flow succeeds when the message has arrived (inline sends)
   };
 
   // ---- outgoing ----
-  void push(std::shared_ptr<const Body> body, TransferId ends_when_acked);
+  void push(std::shared_ptr<const Body> body, TransferId flow, bool ends);
+  void replace(TransferId flow, std::shared_ptr<const Body> body);  // what holds the flow's bytes
   // The next message to put on a link, or null: none, or the window is full.
   const Entry* next();
-  void sent(std::uint64_t number);          // it is on a link now
-  void lost(std::uint64_t number);          // that link died
+  void sent(std::uint64_t number);  // it is on a link now
+  void lost(std::uint64_t number);  // that link died
   std::optional<Entry> acked(std::uint64_t number);
-  bool idle() const { return entries_.empty(); }
-  bool has_next() { return next() != nullptr; }
 
   // ---- incoming ----
   // False: malformed (too far ahead). Afterwards take() gives the messages whose turn it is.

@@ -1,6 +1,6 @@
 // Stage: engine. The flows that come in from one peer: where their bytes go, which have landed, and
-// which flows are over for good. Counts distinct bytes; nothing else decides that a flow is complete.
-// Pure; one thread. Owned by Session.
+// which flows are over for good. Counts distinct bytes; nothing else decides that a flow is
+// complete. Pure; one thread. Owned by Session.
 #pragma once
 
 #include <cstdint>
@@ -16,9 +16,9 @@
 namespace tent {
 
 struct Inbound {
-  TransferId flow = 0;      // the peer's id
-  TransferId transfer = 0;  // our receive or read; 0: a write by the peer
-  SegmentId segment = 0;    // of a write
+  TransferId flow = 0;               // the peer's id
+  TransferId transfer = 0;           // our receive or read; 0: a write by the peer
+  SegmentId segment = 0;             // of a write
   std::vector<std::int64_t> blocks;  // of a write into a cache: for revocation
   bool has_note = false;
   std::string note;

@@ -1,5 +1,5 @@
-// Stage: slicer. A set of numbers kept as disjoint intervals: which bytes of a transfer have landed,
-// which flows have ended. Small because what it holds is nearly contiguous. One thread.
+// Stage: slicer. A set of numbers kept as disjoint intervals: which bytes of a transfer have
+// landed, which flows have ended. Small because what it holds is nearly contiguous. One thread.
 #pragma once
 
 #include <cstdint>

@@ -6,8 +6,13 @@
 namespace tent {
 
 LinkView Link::view() const {
-  return {id_, info_.kind, estimate_.rate(), estimate_.base_latency(), estimate_.in_flight(),
-          estimate_.slice_bytes(), 0};
+  return {id_,
+          info_.kind,
+          estimate_.rate(),
+          estimate_.base_latency(),
+          estimate_.in_flight(),
+          estimate_.slice_bytes(),
+          0};
 }
 
 void Link::stamp(FrameHeader& header, Unacked unacked, TimeNs now) {

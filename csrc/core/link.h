@@ -15,9 +15,9 @@ namespace tent {
 struct Unacked {  // a frame on its way
   std::uint64_t sequence = 0;
   FrameKind kind = FrameKind::Ping;
-  std::uint64_t cost = 0;  // bytes on the link
-  TransferId flow = 0;     // Slice
-  SliceSpan span;          // Slice
+  std::uint64_t cost = 0;     // bytes on the link
+  TransferId flow = 0;        // Slice
+  SliceSpan span;             // Slice
   std::uint64_t control = 0;  // Control
   PostStamp stamp;
 };
@@ -25,7 +25,9 @@ struct Unacked {  // a frame on its way
 class Link {
  public:
   Link(LinkId id, const LinkInfo& info, const CoreSettings& settings, TimeNs now)
-      : id_(id), info_(info), estimate_(settings, info.rate_hint, info.slice_bytes_max),
+      : id_(id),
+        info_(info),
+        estimate_(settings, info.rate_hint, info.slice_bytes_max),
         last_heard_(now) {}
 
   LinkId id() const { return id_; }
@@ -61,6 +63,7 @@ class Link {
   TimeNs last_heard() const { return last_heard_; }
   void heard(TimeNs now) { last_heard_ = now; }
   TimeNs last_ping = 0;
+  bool wants_ping = false;
 
   LinkStats stats;  // counters only; the rest is filled in when asked
 

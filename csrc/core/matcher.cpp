@@ -23,8 +23,8 @@ std::optional<Offer> Matcher::post(MatchKey key, PeerId from, TransferId receive
 
 std::optional<TransferId> Matcher::offer(MatchKey key, Offer& offer) {
   Queue& queue = queues_[key];
-  const auto it = std::find_if(
-      queue.receives.begin(), queue.receives.end(), [&](const Waiting& waiting) {
+  const auto it =
+      std::find_if(queue.receives.begin(), queue.receives.end(), [&](const Waiting& waiting) {
         return waiting.from == kAnyPeer || waiting.from == offer.peer;
       });
   if (it == queue.receives.end()) {
@@ -48,23 +48,27 @@ bool Matcher::cancel_receive(TransferId receive) {
   return true;
 }
 
-bool Matcher::cancel_offer(PeerId peer, TransferId flow) {
+std::optional<std::uint64_t> Matcher::cancel_offer(PeerId peer, TransferId flow) {
   for (auto& [key, queue] : queues_) {
-    const auto dropped = queue.offers.remove_if(
-        [&](const Offer& offer) { return offer.peer == peer && offer.flow == flow; });
-    if (dropped != 0) {
-      drop_if_empty(MatchKey(key));
-      return true;
-    }
+    const auto it = std::find_if(queue.offers.begin(), queue.offers.end(), [&](const Offer& offer) {
+      return offer.peer == peer && offer.flow == flow;
+    });
+    if (it == queue.offers.end()) continue;
+    const std::uint64_t bytes = it->payload.size();
+    queue.offers.erase(it);
+    drop_if_empty(MatchKey(key));
+    return bytes;
   }
-  return false;
+  return std::nullopt;
 }
 
-std::vector<TransferId> Matcher::lose(PeerId peer) {
+std::vector<TransferId> Matcher::lose(PeerId peer, bool keep_inline) {
   std::vector<TransferId> receives;
   for (auto it = queues_.begin(); it != queues_.end();) {
     Queue& queue = it->second;
-    queue.offers.remove_if([&](const Offer& offer) { return offer.peer == peer; });
+    queue.offers.remove_if([&](const Offer& offer) {
+      return offer.peer == peer && !(keep_inline && offer.is_inline);
+    });
     queue.receives.remove_if([&](const Waiting& waiting) {
       if (waiting.from != peer) return false;
       receives.push_back(waiting.receive);

@@ -34,9 +34,11 @@ class Matcher {
   // Takes the earliest receive that the offer fits, else remembers the offer (moved from then).
   std::optional<TransferId> offer(MatchKey key, Offer& offer);
   bool cancel_receive(TransferId receive);
-  bool cancel_offer(PeerId peer, TransferId flow);
-  // Forgets the offers of a peer and gives back the receives that named it.
-  std::vector<TransferId> lose(PeerId peer);
+  // The inline bytes that the forgotten offer held.
+  std::optional<std::uint64_t> cancel_offer(PeerId peer, TransferId flow);
+  // Forgets the offers of a peer and gives back the receives that named it. With `keep_inline`,
+  // offers whose bytes are all here can still be received.
+  std::vector<TransferId> lose(PeerId peer, bool keep_inline);
 
  private:
   struct Waiting {

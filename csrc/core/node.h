@@ -23,8 +23,8 @@ namespace tent {
 
 struct LinkInfo {
   RailKind kind = RailKind::Tcp;
-  std::string rail;               // e.g. "tcp 10.0.0.1>10.0.0.2", "cma", "shm"; stable over reconnects
-  double rate_hint = 0;           // bytes per ns, 0: unknown
+  std::string rail;      // e.g. "tcp 10.0.0.1>10.0.0.2", "cma", "shm"; stable over reconnects
+  double rate_hint = 0;  // bytes per ns, 0: unknown
   std::uint64_t slice_bytes_max = 0;  // 0: the settings' value
   // The link writes into our memory by itself once it was told where (RDMA): what it carries can
   // only be stopped by closing it. Other transports ask Node::landing before every copy.
@@ -81,7 +81,8 @@ class Outbox {
   // Nothing may be received from, or read for, this link after the call returns.
   virtual void close(LinkId link, const Status& why) = 0;
   virtual void done(Report report) = 0;
-  virtual void dial(PeerId peer, RailKinds rails) = 0;  // rails are wanted; repeated until they come
+  virtual void dial(PeerId peer,
+                    RailKinds rails) = 0;  // rails are wanted; repeated until they come
   virtual void peer_lost(PeerId peer, const Status& why) = 0;
   virtual void noted(SegmentId segment) = 0;  // a notification was added
   virtual void traced(const SliceEvent& event) = 0;
@@ -103,7 +104,8 @@ struct LinkStats {
 
 struct NodeStats {
   std::uint64_t transfers_done = 0, transfers_failed = 0, fences = 0, retries = 0, suspects = 0;
-  std::uint64_t outstanding = 0;
+  std::uint64_t outstanding = 0;              // transfers that have not ended
+  std::uint64_t flows_in = 0, flows_out = 0;  // flows that are open on our side
   std::vector<LinkStats> links;
 };
 

@@ -62,8 +62,8 @@ Outbound* OutboundFlows::by_request(TransferId request) {
   return nullptr;
 }
 
-std::vector<TransferId> OutboundFlows::from_segment(
-    SegmentId segment, const std::vector<std::int64_t>* blocks) const {
+std::vector<TransferId> OutboundFlows::from_segment(SegmentId segment,
+                                                    const std::vector<std::int64_t>* blocks) const {
   std::vector<TransferId> flows;
   for (const auto& [flow, outbound] : flows_) {
     if (outbound.request == 0 || outbound.segment != segment) continue;

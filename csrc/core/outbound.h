@@ -25,11 +25,11 @@ struct Outbound {
   Layout source;
   Slicer slicer;
   FlowView view;
-  bool ready = false;                     // may be sliced (a send waits for Accept)
-  bool cancelling = false;                // waits for Cancelled
-  TimeNs patience = kNever;               // of an answer that is being cancelled
-  std::shared_ptr<const Body> opening;    // null: the receiver knows where it goes (send)
-  std::vector<LinkId> opened;             // links that carried the opening
+  bool ready = false;                          // may be sliced (a send waits for Accept)
+  bool cancelling = false;                     // waits for Cancelled
+  TimeNs patience = kNever;                    // of an answer that is being cancelled
+  std::shared_ptr<const Body> opening;         // null: the receiver knows where it goes (send)
+  std::vector<LinkId> opened;                  // links that carried the opening
   std::vector<std::pair<LinkId, bool>> reach;  // what Outbox::reaches said
 };
 

@@ -29,8 +29,8 @@ PostStamp RailEstimate::posted(std::uint64_t bytes, TimeNs now) {
   in_flight_ += bytes;
   stamp.limited = in_flight_ * 2 < window();
   const TimeNs predicted = TimeNs(double(in_flight_) / rate()) + base_latency();
-  const TimeNs patience = std::max(settings_.overdue_min,
-                                   TimeNs(settings_.overdue_factor * double(predicted)));
+  const TimeNs patience =
+      std::max(settings_.overdue_min, TimeNs(settings_.overdue_factor * double(predicted)));
   stamp.due = now + (measured_ ? patience : std::max(patience, kOverdueUnmeasured));
   return stamp;
 }
@@ -41,7 +41,8 @@ void RailEstimate::acked(const PostStamp& stamp, std::uint64_t bytes, TimeNs now
   delivered_at_ = now;
   first_posted_ = stamp.posted;
   growth_ = std::min(growth_ + bytes, std::uint64_t(1) << 40);
-  // Acknowledgements may come in bunches, posts too: the longer of both intervals is the honest one.
+  // Acknowledgements may come in bunches, posts too: the longer of both intervals is the honest
+  // one.
   const TimeNs interval = std::max(now - stamp.delivered_at, stamp.posted - stamp.first_posted);
   if (bytes >= settings_.slice_bytes_min / 2 && interval > 0) {
     learn_rate(double(delivered_ - stamp.delivered) / double(interval), stamp.limited, now);
@@ -81,8 +82,8 @@ void RailEstimate::learn_base(TimeNs sample, TimeNs now) {
 std::uint64_t RailEstimate::slice_bytes() const {
   const auto wanted = std::uint64_t(rate() * double(settings_.slice_time));
   const std::uint64_t most = std::min(slice_bytes_max_, growth_ / 4);
-  const std::uint64_t bytes = std::clamp(wanted, settings_.slice_bytes_min,
-                                         std::max(most, settings_.slice_bytes_min));
+  const std::uint64_t bytes =
+      std::clamp(wanted, settings_.slice_bytes_min, std::max(most, settings_.slice_bytes_min));
   return bytes > kAlign ? bytes / kAlign * kAlign : bytes;
 }
 

@@ -12,7 +12,8 @@
 namespace tent {
 
 // The estimator's state when a frame was posted: turns its acknowledgement into a rate sample
-// without counting the time the frame queued (the delivery-rate method of BBR, Cardwell et al. 2016).
+// without counting the time the frame queued (the delivery-rate method of BBR, Cardwell et al.
+// 2016).
 struct PostStamp {
   TimeNs posted = 0, first_posted = 0, delivered_at = 0, due = 0;
   std::uint64_t delivered = 0;

@@ -6,19 +6,42 @@
 
 namespace tent {
 
+namespace {
+
+// When a link would be free for more work, as seen by the receiver.
+double free_at(const LinkView& link) {
+  return double(link.in_flight) / link.rate + double(link.base_latency) + double(link.cost);
+}
+
+// When links that get free at these times would together have moved `bytes`.
+double drained_at(std::vector<std::pair<double, double>>& links, double bytes) {
+  std::sort(links.begin(), links.end());
+  double rate = 0, time = 0;
+  for (std::size_t i = 0; i < links.size(); ++i) {
+    const double moved = rate * (links[i].first - time);
+    if (rate > 0 && moved >= bytes) break;
+    bytes -= moved;
+    time = links[i].first;
+    rate += links[i].second;
+  }
+  return time + bytes / rate;
+}
+
+}  // namespace
+
 bool worth_taking(const LinkView& mine, std::span<const LinkView> links, std::uint64_t left) {
-  const std::uint64_t take = std::min(left, mine.slice_bytes);
-  const double my_end = double(mine.in_flight + take) / mine.rate + double(mine.base_latency) +
-                        double(mine.cost);
-  double rate = 0, work = double(left), latency = -1;
+  const double take = double(std::min(left, mine.slice_bytes));
+  std::vector<std::pair<double, double>> others;
+  double soonest = -1;  // a slice is not divided: no link finishes one before this
   for (const LinkView& other : links) {
     if (other.link == mine.link) continue;
-    rate += other.rate;
-    work += double(other.in_flight);
-    const double base = double(other.base_latency) + double(other.cost);
-    latency = latency < 0 ? base : std::min(latency, base);
+    const double start = free_at(other), end = start + take / other.rate;
+    others.emplace_back(start, other.rate);
+    soonest = soonest < 0 ? end : std::min(soonest, end);
   }
-  return rate == 0 || my_end <= work / rate + latency;
+  if (others.empty()) return true;
+  const double my_end = free_at(mine) + take / mine.rate;
+  return my_end <= soonest || my_end <= drained_at(others, double(left));
 }
 
 void Scheduler::add(const FlowView& flow) {
@@ -65,7 +88,8 @@ TransferId Scheduler::choose(const LinkView& mine, std::span<const LinkView> lin
     if ((view.rails & rail_bit(mine.kind)) == 0 || !may(mine.link, view.flow)) continue;
     able.clear();
     for (const LinkView& link : links) {
-      if (link.link == mine.link || ((view.rails & rail_bit(link.kind)) != 0 && may(link.link, view.flow))) {
+      if (link.link == mine.link ||
+          ((view.rails & rail_bit(link.kind)) != 0 && may(link.link, view.flow))) {
         able.push_back(link);
       }
     }
@@ -86,8 +110,9 @@ void Scheduler::reorder(std::size_t index) {
   };
   const Entry entry = flows_[index];
   flows_.erase(flows_.begin() + std::ptrdiff_t(index));
-  const auto place = std::upper_bound(flows_.begin(), flows_.end(), entry,
-                                      [&](const Entry& a, const Entry& b) { return key(a) < key(b); });
+  const auto place =
+      std::upper_bound(flows_.begin(), flows_.end(), entry,
+                       [&](const Entry& a, const Entry& b) { return key(a) < key(b); });
   flows_.insert(place, entry);
 }
 

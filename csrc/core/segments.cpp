@@ -7,8 +7,8 @@ namespace {
 
 Status refuse(std::string text) { return {Code::Access, std::move(text), ""}; }
 
-// In a cache a part walks whole blocks by an index list, and each piece stays inside its block: else
-// a revoked block could be reached through its neighbour.
+// In a cache a part walks whole blocks by an index list, and each piece stays inside its block:
+// else a revoked block could be reached through its neighbour.
 Status check_blocks(const Segment& segment, const Plane& plane, const Part& part,
                     std::uint32_t epoch) {
   const std::uint64_t block_bytes = plane.bytes / segment.block_count;
@@ -77,7 +77,8 @@ Status Segments::resolve(const Target& target, Access access, Layout& out) const
     }
     const Plane& plane = segment.planes[part.plane];
     if (segment.block_count != 0) {
-      if (Status status = check_blocks(segment, plane, part, target.epoch); !status.ok()) return status;
+      if (Status status = check_blocks(segment, plane, part, target.epoch); !status.ok())
+        return status;
     }
     std::int64_t low, high;
     if (!part.extent(low, high) || part.base > plane.bytes) {

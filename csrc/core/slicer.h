@@ -1,5 +1,6 @@
 // Stage: slicer. Cuts a transfer's line of bytes into slices; the only place where slices are cut.
-// A slice keeps its bounds when it is sent again, so the receiver can tell a repeat. Pure, one thread.
+// A slice keeps its bounds when it is sent again, so the receiver can tell a repeat. Pure, one
+// thread.
 #pragma once
 
 #include <cstdint>

@@ -14,6 +14,14 @@ void Transfer::count(const std::string& rail, std::uint64_t bytes) {
   ++share->slices;
 }
 
+void Transfer::uncount(const std::string& rail, std::uint64_t bytes) {
+  for (RailShare& share : report.rails) {
+    if (share.rail != rail) continue;
+    share.bytes -= bytes;
+    --share.slices;
+  }
+}
+
 Transfer& TransferTable::add(Request request, TimeNs now) {
   const TransferId id = request.id;
   Transfer& transfer = transfers_[id];

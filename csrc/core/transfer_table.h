@@ -1,5 +1,5 @@
-// Stage: engine. What the caller asked for and has not yet heard the end of. Every transfer ends here
-// exactly once, with a Report. Pure; one thread. Owned by Node.
+// Stage: engine. What the caller asked for and has not yet heard the end of. Every transfer ends
+// here exactly once, with a Report. Pure; one thread. Owned by Node.
 #pragma once
 
 #include <cstdint>
@@ -24,7 +24,8 @@ struct Transfer {
   Status ending;
   TimeNs patience = kNever;  // Cancelling: when we stop waiting for the peer's answer
 
-  void count(const std::string& rail, std::uint64_t bytes);
+  void count(const std::string& rail, std::uint64_t bytes);    // a slice went over the rail
+  void uncount(const std::string& rail, std::uint64_t bytes);  // ... and was lost with it
 };
 
 class TransferTable {

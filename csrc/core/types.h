@@ -8,10 +8,11 @@
 
 namespace tent {
 
-using TimeNs = std::int64_t;         // monotonic clock, nanoseconds; always passed in, never read here
-using PeerId = std::uint32_t;        // local name of one incarnation of a peer
-using LinkId = std::uint64_t;        // one connection; both ends know it by this number; never reused
-using TransferId = std::uint64_t;    // made by one engine, never reused; on the wire it is the flow id
+using TimeNs = std::int64_t;   // monotonic clock, nanoseconds; always passed in, never read here
+using PeerId = std::uint32_t;  // local name of one incarnation of a peer
+using LinkId = std::uint64_t;  // one connection; both ends know it by this number; never reused
+using TransferId =
+    std::uint64_t;  // made by one engine, never reused; on the wire it is the flow id
 using SegmentId = std::uint32_t;
 
 inline constexpr PeerId kAnyPeer = 0xffffffffu;

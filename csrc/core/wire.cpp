@@ -161,7 +161,9 @@ bool get_target(Reader& in, Target& target) {
          get_layout(in, target.layout);
 }
 
-bool has_target(MessageKind kind) { return kind == MessageKind::Write || kind == MessageKind::Read; }
+bool has_target(MessageKind kind) {
+  return kind == MessageKind::Write || kind == MessageKind::Read;
+}
 
 bool has_payload(const Message& m) {
   return m.kind == MessageKind::Write || m.kind == MessageKind::ReadData ||
@@ -203,7 +205,8 @@ bool decode(std::span<const std::uint8_t> body, Message& m) {
   if (m.kind == MessageKind::Offer || m.kind == MessageKind::Read) {
     if (!in.get(m.meta) || !in.get(m.bytes)) return false;
   }
-  if (m.kind == MessageKind::Refuse && (!in.get(m.code) || m.code > Code::Unreachable)) return false;
+  if (m.kind == MessageKind::Refuse && (!in.get(m.code) || m.code > Code::Unreachable))
+    return false;
   if (m.kind == MessageKind::Write && !in.get_bool(m.has_note)) return false;
   if ((m.kind == MessageKind::Refuse || m.kind == MessageKind::Write) && !in.get_bytes(m.text)) {
     return false;
@@ -240,7 +243,8 @@ bool decode(std::span<const std::uint8_t> body, Opening& opening) {
 }
 
 bool well_formed(const FrameHeader& header) {
-  if (header.magic != kMagic || header.reserved != 0 || (header.flags & ~kHasCrc) != 0) return false;
+  if (header.magic != kMagic || header.reserved != 0 || (header.flags & ~kHasCrc) != 0)
+    return false;
   if (header.body_bytes > kBodyBytesMax) return false;
   switch (header.kind) {
     case FrameKind::Slice:

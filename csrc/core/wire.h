@@ -31,21 +31,22 @@ struct FrameHeader {
   FrameKind kind = FrameKind::Ack;
   std::uint8_t flags = 0;
   std::uint16_t reserved = 0;
-  std::uint32_t body_bytes = 0;     // Slice: the payload's length
-  std::uint32_t crc = 0;            // CRC32C of a slice's payload when flags & kHasCrc
-  std::uint64_t sequence = 0;       // per link, from 1; 0 on Ack
-  std::uint64_t ack = 0;            // highest sequence number consumed from the peer on this link
-  std::uint64_t eager_consumed = 0; // bytes of inline sends that receives have taken, per session
-  std::uint64_t flow = 0;           // Slice, Open: the source's transfer id
-  std::uint64_t offset = 0;         // Slice: its place on the transfer's line of bytes
-  std::uint64_t control = 0;        // Control: number in the session's control stream, from 1
+  std::uint32_t body_bytes = 0;      // Slice: the payload's length
+  std::uint32_t crc = 0;             // CRC32C of a slice's payload when flags & kHasCrc
+  std::uint64_t sequence = 0;        // per link, from 1; 0 on Ack
+  std::uint64_t ack = 0;             // highest sequence number consumed from the peer on this link
+  std::uint64_t eager_consumed = 0;  // bytes of inline sends that receives have taken, per session
+  std::uint64_t flow = 0;            // Slice, Open: the source's transfer id
+  std::uint64_t offset = 0;          // Slice: its place on the transfer's line of bytes
+  std::uint64_t control = 0;         // Control: number in the session's control stream, from 1
 };
 static_assert(sizeof(FrameHeader) == 64);
 inline constexpr std::uint8_t kHasCrc = 1;
 
 using Body = std::vector<std::uint8_t>;
 
-struct Frame {  // what a session hands to a transport; a Slice's memory is asked for when it is sent
+struct Frame {  // what a session hands to a transport; a Slice's memory is asked for when it is
+                // sent
   FrameHeader header;
   std::shared_ptr<const Body> body;  // null for Slice, Ack and Ping
 };

@@ -1,7 +1,7 @@
 /* Stage: engine. The function table through which the process-group backend reaches the engine, so
  * that the engine never sees torch headers and the backend never sees the engine's. Plain C. All
- * functions may be called by any thread; none takes the GIL. The PyCapsule "torch_tent.engine" holds
- * a TentApi*, valid while the Engine object lives. */
+ * functions may be called by any thread; none takes the GIL. The PyCapsule "torch_tent.engine"
+ * holds a TentApi*, valid while the Engine object lives. */
 #pragma once
 
 #include <stddef.h>
@@ -24,13 +24,42 @@ typedef struct {
 } TentBuffer;
 
 enum TentDtype { /* the reductions know these */
-  TENT_U8, TENT_I8, TENT_I16, TENT_I32, TENT_I64, TENT_F16, TENT_BF16, TENT_F32, TENT_F64,
-  TENT_C64, TENT_C128, TENT_BOOL, TENT_U16, TENT_U32, TENT_U64
+                 TENT_U8,
+                 TENT_I8,
+                 TENT_I16,
+                 TENT_I32,
+                 TENT_I64,
+                 TENT_F16,
+                 TENT_BF16,
+                 TENT_F32,
+                 TENT_F64,
+                 TENT_C64,
+                 TENT_C128,
+                 TENT_BOOL,
+                 TENT_U16,
+                 TENT_U32,
+                 TENT_U64
 };
-enum TentReduce { TENT_SUM, TENT_AVG, TENT_PRODUCT, TENT_MIN, TENT_MAX, TENT_BAND, TENT_BOR, TENT_BXOR };
+enum TentReduce {
+  TENT_SUM,
+  TENT_AVG,
+  TENT_PRODUCT,
+  TENT_MIN,
+  TENT_MAX,
+  TENT_BAND,
+  TENT_BOR,
+  TENT_BXOR
+};
 enum TentCollective {
-  TENT_BROADCAST, TENT_ALL_REDUCE, TENT_REDUCE, TENT_ALL_GATHER, TENT_GATHER, TENT_SCATTER,
-  TENT_REDUCE_SCATTER, TENT_ALL_TO_ALL, TENT_BARRIER
+  TENT_BROADCAST,
+  TENT_ALL_REDUCE,
+  TENT_REDUCE,
+  TENT_ALL_GATHER,
+  TENT_GATHER,
+  TENT_SCATTER,
+  TENT_REDUCE_SCATTER,
+  TENT_ALL_TO_ALL,
+  TENT_BARRIER
 };
 
 /* One collective of this rank. `inputs` and `outputs` have one buffer per rank where the collective
@@ -55,14 +84,17 @@ typedef struct {
   void (*group_destroy)(TentEngine*, uint64_t group);
   /* Ends every outstanding work of the group with an error, at once. */
   void (*group_abort)(TentEngine*, uint64_t group, const char* why);
-  TentWork* (*send)(TentEngine*, uint64_t group, int32_t to, uint64_t tag, TentBuffer, int64_t timeout_ns);
+  TentWork* (*send)(TentEngine*, uint64_t group, int32_t to, uint64_t tag, TentBuffer,
+                    int64_t timeout_ns);
   /* from < 0: any rank */
-  TentWork* (*recv)(TentEngine*, uint64_t group, int32_t from, uint64_t tag, TentBuffer, int64_t timeout_ns);
+  TentWork* (*recv)(TentEngine*, uint64_t group, int32_t from, uint64_t tag, TentBuffer,
+                    int64_t timeout_ns);
   TentWork* (*collective)(TentEngine*, uint64_t group, const TentCollectiveCall*);
   int (*done)(TentWork*);
   /* Drives the engine; timeout_ns < 0: until it ends. 1 when ended, 0 when the time passed. */
   int (*wait)(TentWork*, int64_t timeout_ns);
-  /* Once ended: a Code of core/types.h; `text` (may be null) gets why, `source` the sender's rank. */
+  /* Once ended: a Code of core/types.h; `text` (may be null) gets why, `source` the sender's rank.
+   */
   int32_t (*status)(TentWork*, char* text, size_t text_bytes, int32_t* source);
   void (*cancel)(TentWork*);
   /* Calls `fn(ctx)` once on the notifier thread when the work has ended; at once if it has. */

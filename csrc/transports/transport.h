@@ -22,10 +22,10 @@ class Receiver {
                      std::span<const std::uint8_t> body) = 0;  // false: malformed, close the link
   virtual bool slice(LinkId link, const FrameHeader& header) = 0;
   virtual bool landing(LinkId link, TransferId flow, std::uint64_t offset, std::uint64_t length,
-                       Pieces& out) = 0;                        // false: read and drop
+                       Pieces& out) = 0;  // false: read and drop
   virtual bool landed(LinkId link, const FrameHeader& header) = 0;
   virtual bool source(TransferId flow, std::uint64_t offset, std::uint64_t length,
-                      Pieces& out) = 0;                         // false: send filler
+                      Pieces& out) = 0;  // false: send filler
   // The link died by itself or the peer closed it. The transport has already dropped it.
   virtual void down(LinkId link, const Status& why) = 0;
 };

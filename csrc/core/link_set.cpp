@@ -1,0 +1,96 @@
+// Stage: engine. See the header.
+#include "core/link_set.h"
+
+#include <algorithm>
+#include <utility>
+
+namespace tent {
+
+namespace {
+constexpr std::size_t kRefusedKept = 64;
+}
+
+Link* LinkSet::find(LinkId link) {
+  const auto found = links_.find(link);
+  return found == links_.end() ? nullptr : found->second.get();
+}
+
+bool LinkSet::add(LinkId id, const LinkInfo& info, TimeNs now) {
+  if (std::find(refused_.begin(), refused_.end(), id) != refused_.end()) return false;
+  links_.emplace(id, std::make_unique<Link>(id, info, settings_, now));
+  return true;
+}
+
+std::deque<Unacked> LinkSet::remove(LinkId id) {
+  const auto found = links_.find(id);
+  if (found == links_.end()) return {};
+  std::deque<Unacked> lost = found->second->take_unacked();
+  links_.erase(found);
+  auto& waiting = fencing_[id];
+  for (const Unacked& frame : lost) {
+    if (frame.kind == FrameKind::Slice) waiting.push_back({frame.flow, frame.span});
+  }
+  return lost;
+}
+
+std::vector<LostSlice> LinkSet::fenced(LinkId id) {
+  auto node = fencing_.extract(id);
+  return node.empty() ? std::vector<LostSlice>() : std::move(node.mapped());
+}
+
+void LinkSet::refuse_later(LinkId id) {
+  refused_.push_back(id);
+  if (refused_.size() > kRefusedKept) refused_.pop_front();
+}
+
+void LinkSet::clear() {
+  links_.clear();
+  fencing_.clear();
+}
+
+Link* LinkSet::quickest() {
+  Link* best = nullptr;
+  for (const auto& [id, link] : links_) {
+    if (best == nullptr || link->estimate().eta(0) < best->estimate().eta(0)) best = link.get();
+  }
+  return best;
+}
+
+RailKinds LinkSet::kinds() const {
+  RailKinds kinds = 0;
+  for (const auto& [id, link] : links_) kinds |= rail_bit(link->info().kind);
+  return kinds;
+}
+
+bool LinkSet::heard_elsewhere(const Link& link) const {
+  // Silence proves something only if the peer spoke on another link well after this one should
+  // have.
+  const PostStamp& oldest = link.unacked().front().stamp;
+  const TimeNs since = oldest.posted + (oldest.due - oldest.posted) / 2;
+  return std::any_of(links_.begin(), links_.end(), [&](const auto& entry) {
+    return entry.first != link.id() && entry.second->last_heard() > since;
+  });
+}
+
+std::vector<LinkId> LinkSet::silent(TimeNs now) const {
+  std::vector<LinkId> silent;
+  for (const auto& [id, link] : links_) {
+    if (link->due() <= now && heard_elsewhere(*link)) silent.push_back(id);
+  }
+  return silent;
+}
+
+bool LinkSet::any_overdue(TimeNs now) const {
+  return std::any_of(links_.begin(), links_.end(),
+                     [&](const auto& entry) { return entry.second->due() <= now; });
+}
+
+TimeNs LinkSet::next_due(TimeNs now) const {
+  TimeNs next = kNever;
+  for (const auto& [id, link] : links_) {
+    if (link->due() > now) next = std::min(next, link->due());
+  }
+  return next;
+}
+
+}  // namespace tent

@@ -1,0 +1,410 @@
+// Stage: engine. See session.h.
+#include "core/session.h"
+
+#include <algorithm>
+#include <utility>
+
+#include "core/crc32c.h"
+#include "core/sabotage.h"
+
+namespace tent {
+
+namespace {
+constexpr TimeNs kDialAgain = 50 * kMillisecond;
+constexpr TimeNs kProbeAgain = 4 * kMillisecond;
+}  // namespace
+
+Session::Session(SessionHost host, PeerId peer, std::string name)
+    : host_(host),
+      peer_(peer),
+      name_(std::move(name)),
+      links_(host.settings),
+      dialogue_(host, peer, *this) {}
+
+void Session::interest(int change, TimeNs now) {
+  if (interest_ == 0 && change > 0) wanted_since_ = now;
+  interest_ += change;
+}
+
+bool Session::waits() const {
+  return interest_ > 0 || dialogue_.out.size() != 0 || dialogue_.in.size() != 0;
+}
+
+TimeNs Session::silent_for(TimeNs now) const {
+  return waits() ? now - std::max(last_heard_, wanted_since_) : 0;
+}
+
+void Session::say_bye() {
+  Message bye;
+  bye.kind = MessageKind::Bye;
+  say(bye, 0, false);
+}
+
+void Session::say(const Message& message, TransferId flow, bool ends) {
+  control_.push(std::make_shared<const Body>(encode(message)), flow, ends);
+}
+
+void Session::unsay(TransferId flow) {
+  Message cancel;
+  cancel.kind = MessageKind::Cancel;
+  cancel.id = flow;
+  control_.replace(flow, std::make_shared<const Body>(encode(cancel)));
+}
+
+// ---- links and fences
+// ----------------------------------------------------------------------------
+
+std::vector<LinkId> Session::links() const {
+  std::vector<LinkId> ids;
+  for (const auto& [id, link] : links_.all()) ids.push_back(id);
+  return ids;
+}
+
+void Session::link_up(LinkId id, const LinkInfo& info, TimeNs now) {
+  last_heard_ = now;
+  if (!links_.add(id, info, now)) {
+    host_.outbox.close(id, {Code::Failed, "the peer closed it during the handshake", info.rail});
+  }
+}
+
+void Session::link_down(LinkId id, TimeNs now) {
+  if (links_.find(id) == nullptr) return;
+  std::vector<TransferId> flows;
+  const std::string rail = links_.find(id)->info().rail;
+  for (const Unacked& frame : links_.remove(id)) {
+    if (frame.kind == FrameKind::Control) control_.lost(frame.control);
+    if (frame.kind != FrameKind::Slice) continue;
+    host_.outbox.traced(
+        {frame.flow, id, frame.span.offset, frame.span.bytes, frame.stamp.posted, now, false});
+    const Outbound* outbound = dialogue_.out.find(frame.flow);
+    Transfer* transfer = outbound ? host_.transfers.find(outbound->transfer) : nullptr;
+    if (transfer == nullptr) continue;
+    transfer->uncount(rail, frame.span.bytes);
+    if (std::find(flows.begin(), flows.end(), frame.flow) != flows.end()) continue;
+    flows.push_back(frame.flow);
+    ++transfer->report.fences;
+  }
+  ++host_.totals.fences;
+  Message fence;
+  fence.kind = MessageKind::Fence;
+  fence.id = id;
+  say(fence, 0, false);
+  if (sabotage::no_fence) link_is_fenced(id, now);
+}
+
+void Session::link_is_fenced(LinkId id, TimeNs) {
+  for (const LostSlice& lost : links_.fenced(id)) {
+    const Outbound* outbound = dialogue_.out.find(lost.flow);
+    if (outbound == nullptr) continue;
+    dialogue_.out.give_back(lost.flow, lost.span);
+    ++host_.totals.retries;
+    if (Transfer* transfer = host_.transfers.find(outbound->transfer)) ++transfer->report.retries;
+  }
+}
+
+void Session::link_fenced_by_peer(LinkId id, TimeNs now) {
+  if (const Link* link = links_.find(id)) {
+    host_.outbox.close(id, {Code::Failed, "the peer closed it", link->info().rail});
+    link_down(id, now);
+  } else {
+    links_.refuse_later(id);
+  }
+  link_is_fenced(id, now);  // the peer receives nothing from it since before it said so
+  Message fenced;
+  fenced.kind = MessageKind::Fenced;
+  fenced.id = id;
+  say(fenced, 0, false);
+}
+
+void Session::suspect(LinkId id, const std::string& why, TimeNs now) {
+  const Link* link = links_.find(id);
+  if (link == nullptr) return;
+  ++host_.totals.suspects;
+  host_.outbox.close(id, {Code::Failed, why, link->info().rail});
+  link_down(id, now);
+}
+
+void Session::stop_placing(TimeNs now) {
+  for (LinkId id : links()) {
+    if (links_.find(id)->info().places_by_itself) suspect(id, "a transfer was stopped", now);
+  }
+}
+
+void Session::cut_off(const std::string& why, TimeNs now) {
+  for (LinkId id : links()) suspect(id, why, now);
+}
+
+void Session::close_links(const Status& why) {
+  for (LinkId id : links()) host_.outbox.close(id, why);
+  links_.clear();
+}
+
+// ---- receiving
+// -----------------------------------------------------------------------------------
+
+bool Session::heard(Link& link, const FrameHeader& header, TimeNs now) {
+  if (!link.arrives(header, now)) return false;
+  last_heard_ = now;
+  dialogue_.peer_took(header.eager_consumed);
+  return true;
+}
+
+bool Session::frame(LinkId id, const FrameHeader& header, std::span<const std::uint8_t> body,
+                    TimeNs now) {
+  Link* link = links_.find(id);
+  if (link == nullptr) return true;  // closed meanwhile
+  if (!heard(*link, header, now)) return false;
+  if (header.kind != FrameKind::Ack) link->consumed();
+  if (header.kind == FrameKind::Open) {
+    Opening opening;
+    if (!decode(body, opening) || !dialogue_.on_open(header.flow, std::move(opening), now)) {
+      return false;
+    }
+  }
+  // The message first, what it acknowledges after: a refusal must not come after a success.
+  if (header.kind == FrameKind::Control && !on_control(header, body, now)) return false;
+  link = links_.find(id);
+  return link == nullptr ||
+         link->acked(header.ack, now, [&](const Unacked& sent) { on_acked(*link, sent, now); });
+}
+
+bool Session::on_control(const FrameHeader& header, std::span<const std::uint8_t> body,
+                         TimeNs now) {
+  Message message;
+  if (!decode(body, message)) return false;
+  if (control_.in_order(header.control)) {  // the usual case: nothing is stored
+    control_.skip();
+    dialogue_.on_message(std::move(message), now);
+    return true;
+  }
+  if (!control_.arrived(header.control, body)) return false;
+  Body next;
+  while (control_.take(next)) {
+    if (!decode(next, message)) return false;
+    dialogue_.on_message(std::move(message), now);
+  }
+  return true;
+}
+
+bool Session::slice(LinkId id, const FrameHeader& header, TimeNs now) {
+  Link* link = links_.find(id);
+  if (link == nullptr) return true;
+  if (!heard(*link, header, now)) return false;
+  if (dialogue_.in.find(header.flow) == nullptr && !dialogue_.in.over(header.flow)) return false;
+  return link->acked(header.ack, now, [&](const Unacked& sent) { on_acked(*link, sent, now); });
+}
+
+bool Session::landing(LinkId id, TransferId flow, std::uint64_t offset, std::uint64_t length,
+                      Pieces& out) {
+  return links_.find(id) != nullptr && dialogue_.in.landing(flow, offset, length, out);
+}
+
+bool Session::landed(LinkId id, const FrameHeader& header, TimeNs now) {
+  Link* link = links_.find(id);
+  if (link == nullptr) return true;
+  last_heard_ = now;
+  link->heard(now);
+  const std::uint64_t bytes = header.body_bytes;
+  if ((header.flags & kHasCrc) != 0) {
+    Pieces pieces;
+    if (dialogue_.in.landing(header.flow, header.offset, bytes, pieces) &&
+        crc32c(pieces) != header.crc) {
+      return false;
+    }
+  }
+  link->consumed();
+  ++link->stats.slices_received;
+  link->stats.bytes_received += bytes;
+  dialogue_.on_landed(link->info().rail, header.flow, header.offset, bytes, now);
+  return true;
+}
+
+void Session::on_acked(Link& link, const Unacked& frame, TimeNs now) {
+  if (frame.kind == FrameKind::Control) {
+    const auto entry = control_.acked(frame.control);
+    if (entry && entry->ends) dialogue_.finish(entry->flow, {}, now);
+  }
+  if (frame.kind != FrameKind::Slice) return;
+  link.stats.bytes_sent += frame.span.bytes;
+  host_.outbox.traced(
+      {frame.flow, link.id(), frame.span.offset, frame.span.bytes, frame.stamp.posted, now, true});
+}
+
+// ---- sending
+// -------------------------------------------------------------------------------------
+
+void Session::flush(TimeNs now) {
+  if (links_.empty()) return;
+  post_control(now);
+  if (dialogue_.out.scheduler().any_left()) post_slices(now);
+  post_acks(now);
+}
+
+void Session::post(Link& link, Frame frame, Unacked unacked, TimeNs now) {
+  frame.header.eager_consumed = eager_consumed_said_ = dialogue_.eager_consumed();
+  if (frame.body) frame.header.body_bytes = std::uint32_t(frame.body->size());
+  if (frame.header.kind == FrameKind::Ack) {
+    link.stamp_ack(frame.header);
+  } else {
+    unacked.kind = frame.header.kind;
+    link.stamp(frame.header, unacked, now);
+  }
+  host_.outbox.post(link.id(), std::move(frame));
+}
+
+void Session::post_control(TimeNs now) {
+  while (const ControlStream::Entry* entry = control_.next()) {
+    Frame frame;
+    frame.header.kind = FrameKind::Control;
+    frame.header.control = entry->number;
+    frame.body = entry->body;
+    Unacked unacked;
+    unacked.control = entry->number;
+    control_.sent(entry->number);
+    post(*links_.quickest(), std::move(frame), unacked, now);
+  }
+}
+
+bool Session::may_carry(LinkId link, TransferId flow) {
+  Outbound* outbound = dialogue_.out.find(flow);
+  for (const auto& [known, can] : outbound->reach) {
+    if (known == link) return can;
+  }
+  const bool can = host_.outbox.reaches(link, outbound->source);
+  outbound->reach.emplace_back(link, can);
+  return can;
+}
+
+void Session::post_slices(TimeNs now) {
+  Scheduler& scheduler = dialogue_.out.scheduler();
+  std::vector<LinkView> views;
+  for (const auto& [id, link] : links_.all()) views.push_back(link->view());
+  const auto may = [this](LinkId link, TransferId flow) { return may_carry(link, flow); };
+  for (bool moved = true; moved && scheduler.any_left();) {
+    moved = false;
+    for (LinkView& view : views) {
+      Link& link = *links_.find(view.link);
+      if (!link.estimate().has_room()) continue;
+      const TransferId flow = scheduler.next(view, views, may);
+      if (flow == 0) continue;
+      post_slice(link, *dialogue_.out.find(flow), now);
+      view = link.view();
+      moved = true;
+    }
+  }
+}
+
+void Session::post_slice(Link& link, Outbound& outbound, TimeNs now) {
+  auto& opened = outbound.opened;
+  if (outbound.opening && std::find(opened.begin(), opened.end(), link.id()) == opened.end()) {
+    opened.push_back(link.id());
+    Frame open;
+    open.header.kind = FrameKind::Open;
+    open.header.flow = outbound.flow;
+    open.body = outbound.opening;
+    post(link, std::move(open), {}, now);
+  }
+  Frame frame;
+  Unacked unacked;
+  unacked.flow = outbound.flow;
+  unacked.span = dialogue_.out.cut(outbound, link.estimate().slice_bytes());
+  frame.header.kind = FrameKind::Slice;
+  frame.header.flow = outbound.flow;
+  frame.header.offset = unacked.span.offset;
+  frame.header.body_bytes = std::uint32_t(unacked.span.bytes);
+  if (host_.settings.checksum) {
+    Pieces pieces;
+    outbound.source.pieces(unacked.span.offset, unacked.span.bytes, pieces);
+    frame.header.flags |= kHasCrc;
+    frame.header.crc = crc32c(pieces);
+  }
+  ++link.stats.slices_sent;
+  if (Transfer* transfer = host_.transfers.find(outbound.transfer)) {
+    transfer->count(link.info().rail, unacked.span.bytes);
+  }
+  post(link, std::move(frame), unacked, now);
+}
+
+void Session::post_acks(TimeNs now) {
+  for (const auto& [id, link] : links_.all()) {
+    Frame frame;
+    if (link->wants_ping) {
+      link->wants_ping = false;
+      link->last_ping = now;
+      frame.header.kind = FrameKind::Ping;
+      post(*link, std::move(frame), {}, now);
+    } else if (link->owes_ack()) {
+      post(*link, std::move(frame), {}, now);
+    }
+  }
+  if (eager_consumed_said_ != dialogue_.eager_consumed()) post(*links_.quickest(), {}, {}, now);
+}
+
+// ---- time
+// ----------------------------------------------------------------------------------------
+
+TimeNs Session::tick(TimeNs now) {
+  dialogue_.tick(now);
+  for (LinkId id : links_.silent(now)) {
+    suspect(id, "overdue: the peer answers on other rails but not on this one", now);
+  }
+  TimeNs next = links_.next_due(now);
+  if (links_.size() > 1 && links_.any_overdue(now)) {
+    probe(now);
+    next = std::min(next, next_probe_);
+  }
+  if (waits()) {
+    next = std::min(next, keep_alive(now));
+    ask_for_rails(now);
+    next = std::min({next, std::max(next_dial_, now + kMillisecond),
+                     now + std::max<TimeNs>(kMillisecond, host_.settings.peer_timeout / 8)});
+  }
+  flush(now);
+  return next;
+}
+
+// Asks the links that are not overdue whether the peer is alive.
+void Session::probe(TimeNs now) {
+  if (now < next_probe_) return;
+  next_probe_ = now + kProbeAgain;
+  for (const auto& [id, link] : links_.all()) link->wants_ping |= link->unacked().empty();
+}
+
+TimeNs Session::keep_alive(TimeNs now) {
+  TimeNs next = kNever;
+  for (const auto& [id, link] : links_.all()) {
+    if (!link->unacked().empty()) continue;
+    const TimeNs quiet_until =
+        std::max({link->last_heard(), link->last_ping, wanted_since_}) + host_.settings.keepalive;
+    link->wants_ping |= quiet_until <= now;
+    next = std::min(next, std::max(quiet_until, now + kMillisecond));
+  }
+  return next;
+}
+
+void Session::ask_for_rails(TimeNs now) {
+  const RailKinds missing =
+      links_.empty() ? kAllRails : dialogue_.out.missing_rails(links_.kinds());
+  if (missing == 0) {
+    next_dial_ = kNever;
+  } else if (next_dial_ == kNever || now >= next_dial_) {
+    next_dial_ = now + kDialAgain;
+    host_.outbox.dial(peer_, missing);
+  }
+}
+
+void Session::add_stats(NodeStats& stats) const {
+  for (const auto& [id, link] : links_.all()) {
+    LinkStats entry = link->stats;
+    entry.link = id;
+    entry.peer = peer_;
+    entry.info = link->info();
+    entry.rate = link->estimate().rate();
+    entry.base_latency = link->estimate().base_latency();
+    entry.in_flight = link->estimate().in_flight();
+    entry.window = link->estimate().window();
+    stats.links.push_back(std::move(entry));
+  }
+}
+
+}  // namespace tent

@@ -1,0 +1,85 @@
+// Stage: engine. Everything between us and one incarnation of a peer: carries the dialogue's
+// control messages and slices over whatever links are alive, checks what arrives, and fences links
+// that died or are suspect. Pure; one thread. Owned by Node.
+#pragma once
+
+#include <functional>
+#include <string>
+
+#include "core/control_stream.h"
+#include "core/dialogue.h"
+#include "core/link_set.h"
+#include "core/node.h"
+
+namespace tent {
+
+class Session final : private Carrier {
+ public:
+  Session(SessionHost host, PeerId peer, std::string name);
+
+  Dialogue& dialogue() { return dialogue_; }
+  const Dialogue& dialogue() const { return dialogue_; }
+  const std::string& name() const { return name_; }
+  bool peer_closed() const { return peer_closed_; }
+  void say_bye();
+  // Transfers that wait for this peer, +1 and -1: without any, silence means nothing.
+  void interest(int change, TimeNs now);
+  bool waits() const;
+  TimeNs silent_for(TimeNs now) const;
+
+  void link_up(LinkId link, const LinkInfo& info, TimeNs now);
+  void link_down(LinkId link, TimeNs now);
+  void close_links(const Status& why);
+  RailKinds kinds() const { return links_.kinds(); }
+  std::vector<LinkId> links() const;
+
+  // What the transports bring; see Node.
+  bool frame(LinkId link, const FrameHeader& header, std::span<const std::uint8_t> body,
+             TimeNs now);
+  bool slice(LinkId link, const FrameHeader& header, TimeNs now);
+  bool landing(LinkId link, TransferId flow, std::uint64_t offset, std::uint64_t length,
+               Pieces& out);
+  bool landed(LinkId link, const FrameHeader& header, TimeNs now);
+
+  void flush(TimeNs now);
+  TimeNs tick(TimeNs now);
+  void add_stats(NodeStats& stats) const;
+
+ private:
+  // Carrier
+  void say(const Message& message, TransferId flow, bool ends) override;
+  void unsay(TransferId flow) override;
+  void link_fenced_by_peer(LinkId link, TimeNs now) override;
+  void link_is_fenced(LinkId link, TimeNs now) override;
+  void stop_placing(TimeNs now) override;
+  void cut_off(const std::string& why, TimeNs now) override;
+  void peer_closes() override { peer_closed_ = true; }
+
+  bool heard(Link& link, const FrameHeader& header, TimeNs now);
+  void on_acked(Link& link, const Unacked& frame, TimeNs now);
+  bool on_control(const FrameHeader& header, std::span<const std::uint8_t> body, TimeNs now);
+  void suspect(LinkId link, const std::string& why, TimeNs now);
+
+  void post(Link& link, Frame frame, Unacked unacked, TimeNs now);
+  void post_control(TimeNs now);
+  void post_slices(TimeNs now);
+  void post_slice(Link& link, Outbound& outbound, TimeNs now);
+  void post_acks(TimeNs now);
+  bool may_carry(LinkId link, TransferId flow);
+  void probe(TimeNs now);
+  void ask_for_rails(TimeNs now);
+  TimeNs keep_alive(TimeNs now);
+
+  SessionHost host_;
+  PeerId peer_;
+  std::string name_;
+  LinkSet links_;
+  ControlStream control_;
+  Dialogue dialogue_;
+  std::uint64_t eager_consumed_said_ = 0;
+  int interest_ = 0;
+  TimeNs wanted_since_ = 0, last_heard_ = 0, next_dial_ = 0, next_probe_ = 0;
+  bool peer_closed_ = false;
+};
+
+}  // namespace tent

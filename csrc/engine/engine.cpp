@@ -1,0 +1,133 @@
+// Stage: engine. See engine.h. Waiting is in engine_wait.cpp.
+#include "engine/engine.h"
+
+#include <sys/epoll.h>
+#include <unistd.h>
+
+#include <cerrno>
+#include <stdexcept>
+#include <system_error>
+
+#include "engine/clock.h"
+
+namespace tent {
+namespace {
+
+constexpr TimeNs kGoodbye = 20 * kMillisecond;  // for what was sent last to leave this process
+constexpr int kEndRounds = 100;
+
+const Status kClosed{Code::Cancelled, "the engine was closed while the transfer ran", ""};
+
+}  // namespace
+
+Engine::WaitSet::WaitSet() : fd(epoll_create1(EPOLL_CLOEXEC)) {
+  if (fd < 0) throw std::system_error(errno, std::generic_category(), "the engine's epoll set");
+}
+
+Engine::WaitSet::~WaitSet() { ::close(fd); }
+
+Engine::Engine(const CoreSettings& settings)
+    : exchange_(settings, wait_set_.fd, events_),
+      fork_guard_(lock_, exchange_),
+      progress_(wait_set_.fd, lock_, exchange_, notifier_, wheel_) {}
+
+Engine::~Engine() { close(); }
+
+std::shared_ptr<Engine> Engine::make(const CoreSettings& settings) {
+  return std::shared_ptr<Engine>(new Engine(settings), [](Engine* engine) {
+    if (!engine->forked()) delete engine;
+  });
+}
+
+void Engine::check() const {
+  if (forked()) {
+    throw std::runtime_error(
+        "this engine was made before fork() and does not work in the child: make a new one there, "
+        "or start the process with the spawn or forkserver method");
+  }
+  if (closed_) throw std::runtime_error("the engine is closed");
+}
+
+Held Engine::hold() {
+  check();
+  lock_.lock();
+  open_or_throw();
+  return Held(lock_, exchange_, notifier_, std::adopt_lock);
+}
+
+bool Engine::try_hold(std::optional<Held>& held) {
+  check();
+  if (!lock_.try_lock()) return false;
+  open_or_throw();
+  held.emplace(lock_, exchange_, notifier_, std::adopt_lock);
+  return true;
+}
+
+// Whoever gets the lock after close() had it must find the door shut.
+void Engine::open_or_throw() {
+  if (!closed_) return;
+  lock_.unlock();
+  check();
+}
+
+PeerId Engine::add_peer(const std::string& name) {
+  Held held = hold();
+  std::erase_if(peers_, [&](PeerId peer) { return !held->node().alive(peer); });
+  const PeerId peer = held->node().add_peer(name);
+  peers_.push_back(peer);
+  return peer;
+}
+
+void Engine::add_link(PeerId peer, const LinkInfo& info, const Connection& connection) {
+  Status status;
+  bool taken_over = false;
+  try {
+    Held held = hold();
+    taken_over = true;
+    status = held->connect(peer, info, connection);
+  } catch (...) {
+    if (!taken_over) {
+      for (const int fd : connection.fds) ::close(fd);
+    }
+    throw;
+  }
+  if (status.ok()) return;
+  throw std::runtime_error("rail " + info.rail + " to peer " + std::to_string(peer) +
+                           " has no link: " + status.text);
+}
+
+void Engine::close() {
+  if (closed_.exchange(true) || forked()) return;
+  end_everything();
+  events_.close();
+  progress_.stop();
+  notifier_.stop();
+}
+
+void Engine::end_everything() {
+  Held held(lock_, exchange_, notifier_);
+  const TimeNs began = now_ns();
+  held->node().say_bye(began);
+  held->settle();
+  while (held->poll(now_ns()) && now_ns() < began + kGoodbye) {
+  }
+  for (const TransferId id : held->operations.ids()) held->cancel(id);
+  for (const PeerId peer : peers_) {
+    if (held->node().alive(peer)) held->node().lose_peer(peer, kClosed, now_ns());
+  }
+  held->settle();
+  // Collectives may begin their next step when one fails; the second round ends that too.
+  for (int round = 0; round < kEndRounds && held->operations.outstanding() != 0; ++round) {
+    for (const TransferId id : held->operations.ids()) {
+      Report report;
+      report.id = id;
+      report.status = kClosed;
+      held->operations.finish(std::move(report));
+    }
+    held->settle();
+  }
+  held->operations.tell_late();
+  held->bells.ring_all(held->operations.aftermath());
+}
+
+}  // namespace tent

@@ -1,0 +1,80 @@
+// Stage: engine. How a thread waits: it takes the wheel and polls for itself as long as anything
+// moves, gives up spinning soon after, and sleeps while the progress thread serves it.
+// Called without any lock. While it drives, no other thread spins.
+#include <sched.h>
+
+#include <mutex>
+#include <stdexcept>
+
+#include "engine/clock.h"
+#include "engine/engine.h"
+
+namespace tent {
+namespace {
+
+constexpr TimeNs kSpin = 80 * kMicrosecond;   // polls on after the last movement
+constexpr TimeNs kAlone = 15 * kMicrosecond;  // ... and from here on lets others have the processor
+constexpr int kYieldRounds = 16;
+
+}  // namespace
+
+bool Engine::wait(Operation& operation, TimeNs until) {
+  if (!operation.ready()) {
+    if (forked()) check();
+    if (!wait_ready(operation, until)) return false;
+  }
+  operation.waited_for.store(true, std::memory_order_relaxed);
+  return true;
+}
+
+bool Engine::wait_notification(SegmentId segment, TimeNs until) {
+  for (;;) {
+    std::shared_ptr<Waitable> bell;
+    {
+      Held held = hold();
+      const Segment* found = held->node().segments().find(segment);
+      if (!found) throw std::runtime_error("the segment is closed: nothing will be notified in it");
+      if (!found->notes.empty()) return true;
+      bell = held->bells.of(segment);
+    }
+    if (!wait_ready(*bell, until)) return false;
+  }
+}
+
+bool Engine::wait_ready(Waitable& what, TimeNs until) {
+  while (!what.ready()) {
+    const bool drove = wheel_.take();
+    if (drove) drive(what, until);
+    if (what.ready()) break;
+    if (now_ns() >= until) return false;
+    wheel_.sleep(what, until, !drove);
+  }
+  return true;
+}
+
+void Engine::drive(Waitable& what, TimeNs until) {
+  TimeNs now = now_ns(), moved_at = now;
+  bool ended = false, quiet = false;
+  for (int round = 0; !ended && !quiet; ++round) {
+    // What this waits for may end under another thread's lock; the bells need ours even then.
+    const bool locked = lock_.try_lock();
+    if (locked || what.ready()) {
+      if (!locked) lock_.lock();
+      Held held(lock_, exchange_, notifier_, std::adopt_lock);
+      progress_.silence();
+      if (held->poll(now)) moved_at = now_ns();
+      now = now_ns();
+      ended = what.ready() || now >= until;
+      quiet = !ended && now - moved_at > kSpin;
+      if (ended || quiet) progress_.take_over(quiet);
+    } else {
+      now = now_ns();
+    }
+    lock_.step_back();
+    if (now - moved_at > kAlone && round % kYieldRounds == 0) sched_yield();
+    cpu_relax();
+  }
+  wheel_.leave(now, ended);
+}
+
+}  // namespace tent

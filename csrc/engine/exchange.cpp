@@ -1,0 +1,231 @@
+// Stage: engine. See exchange.h.
+#include "engine/exchange.h"
+
+#include <unistd.h>
+
+#include <algorithm>
+
+#include "engine/clock.h"
+
+namespace tent {
+namespace {
+
+constexpr unsigned kTcpPause = 8;  // with same-host links too, quiet sockets are asked this seldom
+constexpr TimeNs kTickSoon = 5 * kMillisecond;  // whatever was begun is looked at again after this
+constexpr std::size_t kPastLinks = 64;
+
+Request message(Request::Op op, PeerId peer, std::uint64_t context, std::uint64_t tag,
+                TimeNs expires) {
+  Request request;
+  request.op = op;
+  request.peer = peer;
+  request.context = context;
+  request.tag = tag;
+  request.expires = expires;
+  return request;
+}
+
+}  // namespace
+
+Exchange::Exchange(const CoreSettings& settings, int wait_set, ControlEvents& events)
+    : doorbell(wait_set),
+      events_(events),
+      tcp_(wait_set),
+      shm_(wait_set, doorbell),
+      cma_(wait_set, doorbell),
+      node_(settings, *this) {}
+
+Exchange::~Exchange() = default;
+
+bool Exchange::poll(TimeNs now) {
+  bool moved = false;
+  if (local_ports_ != 0) {
+    moved = shm_.poll(*this);
+    moved |= cma_.poll(*this);
+  }
+  // Asking the kernel costs more than a look into shared memory, so it must not slow that down.
+  if (tcp_ports_ != 0 && (local_ports_ == 0 || tcp_quiet_ % kTcpPause == 0)) {
+    const bool tcp_moved = tcp_.poll(*this);
+    tcp_quiet_ = tcp_moved ? 0 : 1;
+    moved |= tcp_moved;
+  } else {
+    ++tcp_quiet_;
+  }
+  if (moved) stir();
+  if (now >= due_) {
+    due_ = node_.tick(now);
+    stirred_ = true;
+    operations.tell_late();
+  }
+  settle();
+  return moved;
+}
+
+void Exchange::settle() {
+  for (;;) {
+    if (stirred_) {
+      const TimeNs now = now_ns();
+      if (due_soon_) {
+        due_ = std::min(due_, now + kTickSoon);
+        busy_at_ = now;
+      }
+      stirred_ = due_soon_ = false;
+      node_.flush(now);
+    }
+    if (!outgoing_.empty()) {
+      send_out();
+    } else if (!downs_.empty()) {
+      take_down();
+    } else if (!ended_.empty()) {
+      finish_ended();
+    } else if (!stirred_) {
+      return;
+    }
+  }
+}
+
+void Exchange::send_out() {
+  std::vector<std::pair<LinkId, Frame>> frames;
+  frames.swap(outgoing_);
+  for (auto& [link, frame] : frames) {
+    Port* to = port(link);
+    if (!to) continue;  // closed since it was posted; the Node sends it again elsewhere
+    if (frame.header.kind == FrameKind::Slice) {
+      to->rail->bytes_sent += frame.header.body_bytes;
+      ++to->rail->slices_sent;
+    }
+    to->transport->post(link, std::move(frame), *this);
+  }
+  if (outgoing_.empty()) {  // keep the memory for the next round
+    frames.clear();
+    outgoing_.swap(frames);
+  }
+}
+
+void Exchange::take_down() {
+  std::vector<Down> downs;
+  downs.swap(downs_);
+  for (auto& [link, why] : downs) {
+    Port* gone = port(link);
+    if (!gone) continue;
+    why.rail = gone->rail->name;
+    gone->transport->close(link);
+    forget(link, why.text);
+    node_.link_down(link, why, now_ns());
+    stir();
+  }
+}
+
+void Exchange::finish_ended() {
+  std::vector<Report> reports;
+  reports.swap(ended_);
+  for (Report& report : reports) operations.finish(std::move(report));
+}
+
+Status Exchange::connect(PeerId peer, const LinkInfo& info, const Connection& connection) {
+  Transport* transport = transport_for(info.kind);
+  Status status;
+  if (!node_.alive(peer)) {
+    status = {Code::PeerLost, "the peer is lost: add it anew before adding links", info.rail};
+  } else if (port(connection.link)) {
+    status = {Code::Failed, "link numbers are used once, and this one is in use", info.rail};
+  } else if (!transport) {
+    status = {Code::Failed, "there is no transport for this kind of rail", info.rail};
+  }
+  if (!status.ok()) {
+    for (const int fd : connection.fds) ::close(fd);
+    return status;
+  }
+  status = transport->connect(connection);
+  if (!status.ok()) return status;
+  Port made{peer, info.kind, transport, rails.open(peer, info.rail, info.kind, node_),
+            connection.fds};
+  ++made.rail->links_made;
+  ++(info.kind == RailKind::Tcp ? tcp_ports_ : local_ports_);
+  ports_.emplace(connection.link, std::move(made));
+  node_.link_up(peer, connection.link, info, now_ns());
+  stir();
+  return status;
+}
+
+void Exchange::disconnect(LinkId link, const Status& why) { down(link, why); }
+
+std::vector<int> Exchange::descriptors() const {
+  std::vector<int> all;
+  for (const auto& [link, port] : ports_) all.insert(all.end(), port.fds.begin(), port.fds.end());
+  return all;
+}
+
+OperationRef Exchange::start(Request request) {
+  request.id = node_.next_id();
+  OperationRef operation = operations.open(request.id, request.op);
+  node_.submit(std::move(request), now_ns());
+  stir();
+  return operation;
+}
+
+// ---- Transfers -----------------------------------------------------------------------------------
+
+TimeNs Exchange::now() const { return now_ns(); }
+
+TransferId Exchange::launch(Request request, std::uint64_t address, std::uint64_t bytes,
+                            Continuation* then) {
+  request.id = node_.next_id();
+  request.local = Layout::contiguous(address, bytes);
+  const TransferId id = request.id;
+  operations.follow(id, request.op, then);
+  node_.submit(std::move(request), now_ns());
+  stir();
+  return id;
+}
+
+TransferId Exchange::send(PeerId peer, std::uint64_t context, std::uint64_t tag,
+                          std::uint64_t address, std::uint64_t bytes, TimeNs expires,
+                          Continuation* then) {
+  return launch(message(Request::Op::Send, peer, context, tag, expires), address, bytes, then);
+}
+
+TransferId Exchange::recv(PeerId peer, std::uint64_t context, std::uint64_t tag,
+                          std::uint64_t address, std::uint64_t bytes, TimeNs expires,
+                          Continuation* then) {
+  return launch(message(Request::Op::Recv, peer, context, tag, expires), address, bytes, then);
+}
+
+void Exchange::cancel(TransferId id) { node().cancel(id, Code::Cancelled, now_ns()); }
+
+// ---- Links ---------------------------------------------------------------------------------------
+
+Exchange::Port* Exchange::port(LinkId link) {
+  const auto found = ports_.find(link);
+  return found == ports_.end() ? nullptr : &found->second;
+}
+
+Transport* Exchange::transport_for(RailKind kind) {
+  switch (kind) {
+    case RailKind::Tcp: return &tcp_;
+    case RailKind::Shm: return &shm_;
+    case RailKind::Cma: return &cma_;
+    default: return nullptr;
+  }
+}
+
+RailRef Exchange::rail_of(LinkId link) {
+  if (const Port* up = port(link)) return up->rail;
+  for (const auto& [past, rail] : past_) {
+    if (past == link) return rail;
+  }
+  return nullptr;
+}
+
+void Exchange::forget(LinkId link, const std::string& why) {
+  const auto found = ports_.find(link);
+  const Port& gone = found->second;
+  ++gone.rail->links_lost;
+  events_.add({ControlEvent::Kind::Down, gone.peer, link, gone.rail->name, why});
+  --(gone.kind == RailKind::Tcp ? tcp_ports_ : local_ports_);
+  past_.emplace_front(link, gone.rail);
+  if (past_.size() > kPastLinks) past_.pop_back();
+  ports_.erase(found);
+}
+
+}  // namespace tent

@@ -1,0 +1,140 @@
+// Stage: engine. Where the pure Node meets the world: it carries the Node's wishes to the transports,
+// what the transports bring to the Node, and ends to whoever waits. All under the engine lock.
+//
+// The rule of re-entry. Transports call the Receiver from inside poll() and post(); that may call the
+// Node. The Node calls the Outbox from inside its own calls; that must never call the Node again.
+// So every Outbox call but close() and reaches() only notes its wish, and settle() carries the wishes
+// out when no Node and no poll() is on the stack. close() cannot wait: nothing may be received after
+// it; it touches the transport alone. post() of a transport may call source(), which is const, and
+// down(), which is noted too. Continuations run in settle(), so they may submit and cancel.
+#pragma once
+
+#include <cstdint>
+#include <deque>
+#include <memory>
+#include <string>
+#include <unordered_map>
+#include <utility>
+#include <vector>
+
+#include "core/node.h"
+#include "engine/control_events.h"
+#include "engine/note_bells.h"
+#include "engine/operations.h"
+#include "engine/rails.h"
+#include "engine/trace.h"
+#include "engine/transfers.h"
+#include "transports/cma.h"
+#include "transports/doorbell.h"
+#include "transports/shm.h"
+#include "transports/tcp.h"
+
+namespace tent {
+
+class Exchange final : public Transfers, private Outbox, private Receiver {
+ public:
+  // `wait_set`: the epoll descriptor that the transports join.
+  Exchange(const CoreSettings& settings, int wait_set, ControlEvents& events);
+  ~Exchange() override;
+
+  // Moves bytes both ways and lets time pass; true when anything moved. Ends with settle().
+  bool poll(TimeNs now);
+  // Carries out all that was noted, until nothing is left. After every use of node().
+  void settle();
+  // The Node. What is done to it takes effect with the next settle().
+  Node& node() {
+    stir();
+    return node_;
+  }
+  // When poll() must be called at the latest, whatever the transports bring.
+  TimeNs due() const { return due_; }
+  // When anything was last asked of it or brought to it.
+  TimeNs busy_at() const { return busy_at_; }
+
+  // Takes the descriptors over, also when it fails.
+  Status connect(PeerId peer, const LinkInfo& info, const Connection& connection);
+  void disconnect(LinkId link, const Status& why);
+  Status share(const Region& region) { return shm_.register_region(region); }
+  std::vector<int> descriptors() const;  // of the links that are up
+
+  OperationRef start(Request request);
+
+  // Transfers: what collectives use.
+  TimeNs now() const override;
+  TransferId send(PeerId peer, std::uint64_t context, std::uint64_t tag, std::uint64_t address,
+                  std::uint64_t bytes, TimeNs expires, Continuation* then) override;
+  TransferId recv(PeerId peer, std::uint64_t context, std::uint64_t tag, std::uint64_t address,
+                  std::uint64_t bytes, TimeNs expires, Continuation* then) override;
+  void cancel(TransferId id) override;
+
+  Doorbell doorbell;
+  Operations operations;
+  NoteBells bells;
+  Rails rails;
+  Trace trace;
+
+ private:
+  struct Port {  // a link that is up
+    PeerId peer = 0;
+    RailKind kind = RailKind::Tcp;
+    Transport* transport = nullptr;
+    RailRef rail;
+    std::vector<int> fds;  // the transport owns them
+  };
+  struct Down {
+    LinkId link;
+    Status why;
+  };
+
+  // Outbox
+  void post(LinkId link, Frame frame) override;
+  void close(LinkId link, const Status& why) override;
+  void done(Report report) override;
+  void dial(PeerId peer, RailKinds rails) override;
+  void peer_lost(PeerId peer, const Status& why) override;
+  void noted(SegmentId segment) override;
+  void traced(const SliceEvent& event) override;
+  bool reaches(LinkId link, const Layout& source) override;
+  // Receiver
+  bool frame(LinkId link, const FrameHeader& header, std::span<const std::uint8_t> body) override;
+  bool slice(LinkId link, const FrameHeader& header) override;
+  bool landing(LinkId link, TransferId flow, std::uint64_t offset, std::uint64_t length,
+               Pieces& out) override;
+  bool landed(LinkId link, const FrameHeader& header) override;
+  bool source(TransferId flow, std::uint64_t offset, std::uint64_t length, Pieces& out) override;
+  void down(LinkId link, const Status& why) override;
+
+  Port* port(LinkId link);
+  Transport* transport_for(RailKind kind);
+  void forget(LinkId link, const std::string& why);
+  bool malformed(LinkId link);
+  void send_out();
+  void take_down();
+  void finish_ended();
+  RailRef rail_of(LinkId link);  // of a link that is up or was so lately
+  TransferId launch(Request request, std::uint64_t address, std::uint64_t bytes,
+                    Continuation* then);
+  void stir() { stirred_ = due_soon_ = true; }
+
+  ControlEvents& events_;
+  TcpTransport tcp_;
+  ShmTransport shm_;
+  CmaTransport cma_;
+  Node node_;
+
+  std::unordered_map<LinkId, Port> ports_;
+  std::size_t tcp_ports_ = 0, local_ports_ = 0;
+  unsigned tcp_quiet_ = 0;  // polls since TCP last moved anything
+  std::deque<std::pair<LinkId, RailRef>> past_;
+
+  // Noted, for settle().
+  bool stirred_ = false;   // the Node may have something to send
+  bool due_soon_ = false;  // and wants to be asked for the time again
+  std::vector<std::pair<LinkId, Frame>> outgoing_;
+  std::vector<Down> downs_;
+  std::vector<Report> ended_;
+
+  TimeNs due_ = 0, busy_at_ = 0;
+};
+
+}  // namespace tent

@@ -1,0 +1,124 @@
+// Stage: engine. What the Node asks of the world (Outbox) and what the transports ask of the Node
+// (Receiver). Under the engine lock; exchange.h has the rule of re-entry that all of this keeps.
+#include "engine/clock.h"
+#include "engine/exchange.h"
+
+namespace tent {
+namespace {
+
+constexpr std::uint64_t kPiecesAsked = 4096;
+
+// The memory a layout touches, one piece per part where that is known to be enough. False when only
+// its single pieces could tell and there are too many of them.
+bool memory_of(const Layout& layout, bool whole, Pieces& out) {
+  std::uint64_t pieces = 0;
+  for (const Part& part : layout.parts()) pieces += part.pieces();
+  if (!whole && pieces > kPiecesAsked) return false;
+  if (!whole) {
+    layout.pieces(0, layout.bytes(), out);
+    return true;
+  }
+  for (const Part& part : layout.parts()) {
+    if (part.bytes() == 0) continue;
+    std::int64_t low = 0, high = 0;
+    if (!part.extent(low, high)) return false;
+    out.push_back({part.base + std::uint64_t(low), std::uint64_t(high - low)});
+  }
+  return true;
+}
+
+Reach reach_of(const Transport& transport, LinkId link, const Layout& source) {
+  Pieces memory;
+  Reach best = Reach::No;
+  if (memory_of(source, true, memory)) best = transport.reach(link, memory);
+  if (best == Reach::Direct || source.parts().empty()) return best;
+  // The gaps between the pieces may lie outside what the link reaches, though no piece does.
+  memory.clear();
+  if (memory_of(source, false, memory)) return transport.reach(link, memory);
+  return best;
+}
+
+}  // namespace
+
+// ---- Outbox: inside a Node call --------------------------------------------------------------------
+
+void Exchange::post(LinkId link, Frame frame) { outgoing_.emplace_back(link, std::move(frame)); }
+
+void Exchange::close(LinkId link, const Status& why) {
+  Port* gone = port(link);
+  if (!gone) return;
+  gone->transport->close(link);
+  ++gone->rail->fences;
+  forget(link, why.text);
+}
+
+void Exchange::done(Report report) { ended_.push_back(std::move(report)); }
+
+void Exchange::dial(PeerId peer, RailKinds rails) {
+  events_.add({ControlEvent::Kind::Dial, peer, rails, "", ""});
+}
+
+void Exchange::peer_lost(PeerId peer, const Status& why) {
+  events_.add({ControlEvent::Kind::Lost, peer, 0, "", why.text});
+}
+
+void Exchange::noted(SegmentId segment) { bells.ring(segment, operations.aftermath()); }
+
+void Exchange::traced(const SliceEvent& event) {
+  if (event.acked && !trace.on()) return;
+  const RailRef rail = rail_of(event.link);
+  if (!rail) return;
+  if (!event.acked) ++rail->retries;
+  if (trace.on()) trace.add({event, rail});
+}
+
+bool Exchange::reaches(LinkId link, const Layout& source) {
+  const Port* to = port(link);
+  if (!to) return false;
+  const Reach reach = reach_of(*to->transport, link, source);
+  if (reach == Reach::No || to->kind == RailKind::Tcp) return reach != Reach::No;
+  // Of the same-host links only the best carries it: the same processor copies for all of them, and
+  // a mapping needs no system call, while a bounce needs one more copy.
+  for (const auto& [other, rival] : ports_) {
+    if (rival.peer != to->peer || rival.kind == to->kind || rival.kind == RailKind::Tcp) continue;
+    const bool rival_direct = reach_of(*rival.transport, other, source) == Reach::Direct;
+    if (rival_direct && (reach == Reach::Staged || rival.kind == RailKind::Shm)) return false;
+  }
+  return true;
+}
+
+// ---- Receiver: inside a transport's poll() or post() -----------------------------------------------
+
+bool Exchange::frame(LinkId link, const FrameHeader& header, std::span<const std::uint8_t> body) {
+  return node_.frame(link, header, body, now_ns()) || malformed(link);
+}
+
+bool Exchange::slice(LinkId link, const FrameHeader& header) {
+  return node_.slice(link, header, now_ns()) || malformed(link);
+}
+
+bool Exchange::landing(LinkId link, TransferId flow, std::uint64_t offset, std::uint64_t length,
+                       Pieces& out) {
+  return node_.landing(link, flow, offset, length, out);
+}
+
+bool Exchange::landed(LinkId link, const FrameHeader& header) {
+  if (Port* from = port(link)) {
+    from->rail->bytes_received += header.body_bytes;
+    ++from->rail->slices_received;
+  }
+  return node_.landed(link, header, now_ns()) || malformed(link);
+}
+
+bool Exchange::source(TransferId flow, std::uint64_t offset, std::uint64_t length, Pieces& out) {
+  return node_.source(flow, offset, length, out);
+}
+
+void Exchange::down(LinkId link, const Status& why) { downs_.push_back({link, why}); }
+
+bool Exchange::malformed(LinkId link) {
+  downs_.push_back({link, {Code::Failed, "the peer sent a malformed frame", ""}});
+  return false;
+}
+
+}  // namespace tent
