@@ -10,6 +10,9 @@
 namespace tent::sim {
 namespace {
 
+// How long a Node waits for the answer to a cancel before it cuts the peer off.
+constexpr TimeNs kPatience = 249 * kMillisecond;
+
 const char* op_name(Request::Op op) {
   switch (op) {
     case Request::Op::Send: return "send";
@@ -34,15 +37,29 @@ std::string describe(const Tracked& t) {
          std::to_string(t.bytes) + " bytes)";
 }
 
-Ledger::Key Ledger::key(std::uint32_t process, std::uint32_t generation, TransferId id) {
-  return Key{process} << 60 | Key{generation & 0xfff} << 48 | (id & 0xffffffffffffull);
+Ledger::Key Ledger::key(std::uint32_t process, std::uint32_t generation, std::uint64_t id) {
+  // Transfer ids are small; flow ids have their peer, also small, above bit 40.
+  return Key{process} << 61 | Key{generation & 0xff} << 53 | (id & ((Key{1} << 53) - 1));
 }
 
 Tracked* Ledger::flow(std::uint32_t process, std::uint32_t generation, TransferId id) {
-  const Key wanted = key(process, generation, id);
-  if (const auto own = numbers_.find(wanted); own != numbers_.end()) return &all_[own->second];
-  const auto answer = answers_.find(wanted);
-  return answer == answers_.end() ? nullptr : &all_[answer->second];
+  const auto found = flows_.find(key(process, generation, id));
+  return found == flows_.end() ? nullptr : &all_[found->second];
+}
+
+// The flow of a send or write is known by the memory that it reads first: only one live transfer of
+// the process has it.
+Tracked* Ledger::learn_flow(std::uint32_t process, TransferId id, const Pieces& source) {
+  const std::uint32_t generation = world_.processes[process]->generation();
+  if (Tracked* known = flow(process, generation, id)) return known;
+  const std::uint64_t address = source.empty() ? 0 : source.front().address;
+  for (Tracked& t : all_) {
+    if (t.ended || t.process != process || t.op == Request::Op::Recv) continue;
+    if (address < t.span || address >= t.span + t.span_bytes) continue;
+    flows_.emplace(key(process, generation, id), t.number);
+    return &t;
+  }
+  return nullptr;
 }
 
 Tracked* Ledger::find(std::uint32_t process, TransferId id) {
@@ -109,8 +126,10 @@ void Ledger::ended(std::uint32_t process, const Report& report) {
   if (t.remote_open) {
     const Pairing& pairing = world_.network.pairing(t.pairing);
     const bool given_up = pairing.lost[pairing.process[0] == process ? 0 : 1];
-    // Out of reach, the peer's memory stays open until the peer has given us up as well.
-    if (!given_up) release_remote(t);
+    const bool unanswered = t.stop_asked != kNever && world_.now() - t.stop_asked >= kPatience;
+    // Out of reach, the peer's memory stays open until the peer has given us up as well, or takes it
+    // back.
+    if (!given_up && !unanswered) release_remote(t);
   }
   world_.workload.after_end(t);
 }
@@ -177,8 +196,8 @@ void Ledger::learn_answer(std::uint32_t index, int end, TransferId id, TransferI
   if (reader == numbers_.end() || all_[reader->second].op != Request::Op::Read) {
     return world_.fail("an answer to a read that nobody asked for: " + std::to_string(request));
   }
-  answers_.emplace(key(pairing.process[std::size_t(end)], pairing.generation[std::size_t(end)], id),
-                   reader->second);
+  flows_.emplace(key(pairing.process[std::size_t(end)], pairing.generation[std::size_t(end)], id),
+                 reader->second);
 }
 
 bool Ledger::may_land(std::uint32_t index, int sender, TransferId id, std::uint64_t offset,
@@ -220,9 +239,9 @@ bool Ledger::may_land(std::uint32_t index, int sender, TransferId id, std::uint6
 
 bool Ledger::may_read(std::uint32_t process, TransferId id, std::uint64_t offset,
                       std::uint64_t length, const Pieces& pieces, bool late) {
-  Tracked* t = flow(process, world_.processes[process]->generation(), id);
+  Tracked* t = learn_flow(process, id, pieces);
   if (t == nullptr) {
-    world_.fail("P1: memory is read for a flow that nobody made: " + std::to_string(id));
+    world_.fail("P1: memory is read that is no live transfer's: flow " + std::to_string(id));
     return false;
   }
   const bool answer = t->op == Request::Op::Read;

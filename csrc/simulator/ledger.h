@@ -51,9 +51,10 @@ class Ledger {
 
  private:
   using Key = std::uint64_t;
-  static Key key(std::uint32_t process, std::uint32_t generation, TransferId id);
+  static Key key(std::uint32_t process, std::uint32_t generation, std::uint64_t id);
   Tracked* find(std::uint32_t process, TransferId id);
   Tracked* flow(std::uint32_t process, std::uint32_t generation, TransferId id);
+  Tracked* learn_flow(std::uint32_t process, TransferId id, const Pieces& source);
   Tracked* bind(Tracked& send, std::uint32_t receiver, const Pieces& pieces);
   void release_local(Tracked& tracked);
   void release_remote(Tracked& tracked);
@@ -61,7 +62,8 @@ class Ledger {
   World& world_;
   std::vector<Tracked> all_;
   std::uint32_t live_ = 0;
-  std::unordered_map<Key, std::uint32_t> numbers_, answers_;
+  std::unordered_map<Key, std::uint32_t> numbers_;  // by transfer
+  std::unordered_map<Key, std::uint32_t> flows_;    // by flow; learned when it is first seen
   std::vector<std::vector<std::uint32_t>> by_tag_;
   Pieces expected_;
 };

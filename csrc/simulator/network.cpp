@@ -98,8 +98,8 @@ std::uint32_t Network::pairing_of(std::uint32_t a, std::uint32_t b) {
   index = pairing_count();
   pairings_.push_back(std::move(made));
   world_.log("pairing", index, a, b);
-  for (std::uint32_t i = 0; i < rails(a, b).size(); ++i) {  // some links come before they are wanted
-    if (world_.random.chance(0.3)) connect(index, i);
+  for (std::uint32_t i = 0; i < rails(a, b).size(); ++i) {
+    plan_connect(index, i, world_.random.between(0, 500) * kMicrosecond);
   }
   return index;
 }
@@ -137,7 +137,9 @@ void Network::connect(std::uint32_t index, std::uint32_t rail_index) {
   Rail& rail = rails(p.process[0], p.process[1])[rail_index];
   const bool both_run =
       world_.processes[p.process[0]]->runs() && world_.processes[p.process[1]]->runs();
-  if (rail.out_until > world_.now() || !both_run) return;
+  if (rail.out_until > world_.now() || !both_run) {
+    return plan_connect(index, rail_index, world_.random.between(2, 15) * kMillisecond);
+  }
   auto link = std::make_unique<Link>();
   link->index = static_cast<std::uint32_t>(links_.size());
   link->id = (world_.random.next() << 20 | (link->index + 1)) & 0x7fffffffffffffffull;
@@ -152,6 +154,14 @@ void Network::connect(std::uint32_t index, std::uint32_t rail_index) {
   world_.log("connect", index, rail_index, link->index);
   if (rail.out_until != 0) world_.coverage.mark(Seen::LinkBack);
   links_.push_back(std::move(link));
+}
+
+// The control plane keeps every rail connected: what fails is tried again.
+void Network::plan_connect(std::uint32_t index, std::uint32_t rail, TimeNs after) {
+  Pairing& p = pairings_[index];
+  if (p.dialing[rail] != 0) return;
+  p.dialing[rail] = 1;
+  world_.timeline.plan(world_.now() + after, EventKind::Connect, index, rail);
 }
 
 void Network::up(Link& link, int end) {
@@ -215,6 +225,9 @@ void Network::close_end(Link& link, int end, bool late_tail, bool tell) {
     out.parcels.resize(out.sending + (torn ? 1 : 0));
     if (!out.chunks.empty()) world_.coverage.mark(Seen::LateBytes);
   }
+  if (current(pairings_[link.pairing]) && world_.random.chance(0.7)) {
+    plan_connect(link.pairing, link.rail, world_.random.between(1, 20) * kMillisecond);
+  }
   if (link.state[1 - e] == Link::State::Closed || !tell) return;
   const TimeNs latency = rail(link).latency + world_.random.between(0, 100) * kMicrosecond;
   const TimeNs at = std::max({world_.now() + latency, out.last_at + 1, out.held_until});
@@ -271,10 +284,7 @@ void Network::dial(std::uint32_t process, PeerId peer, RailKinds kinds) {
       return links_[link]->rail == i &&
              links_[link]->state[std::size_t(end)] != Link::State::Closed;
     });
-    if (open || p.dialing[i] != 0) continue;
-    p.dialing[i] = 1;
-    const TimeNs after = world_.random.between(20, 1000) * kMicrosecond;
-    world_.timeline.plan(world_.now() + after, EventKind::Connect, index, i);
+    if (!open) plan_connect(index, i, world_.random.between(20, 1000) * kMicrosecond);
   }
   if (any) return;
   world_.timeline.plan(world_.now() + 50 * kMicrosecond, EventKind::NoRails, index,

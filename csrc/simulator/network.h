@@ -90,6 +90,7 @@ class Network {
 
  private:
   void close_end(Link& link, int end, bool late_tail, bool tell);
+  void plan_connect(std::uint32_t pairing, std::uint32_t rail, TimeNs after);
   Rail draw_rail(std::uint32_t a, std::uint32_t b, std::uint32_t index);
   void check_loss(const Pairing& pairing, int end, const Status& why);
   void check_no_links(const Pairing& pairing, int end);

@@ -111,8 +111,9 @@ void Reader::read_slice(Link& link, int end, Process& process, const Chunk& chun
     const bool accepted = well_formed(header) && process.call([&](Node& node, TimeNs now) {
       return node.slice(link.id, header, now);
     });
-    const bool later = mischief == Mischief::Payload && accepted;  // only its checksum will tell
-    if (!later && !judge(link, end, mischief, accepted, true)) return;
+    // Only the checksum tells of a damaged payload; and of a flow that is over, any slice is dropped.
+    const bool later = mischief == Mischief::Payload && accepted;
+    if (!later && !judge(link, end, mischief, accepted, mischief != Mischief::Offset)) return;
     if (!link.open(end)) return;
   }
   if (chunk.bytes != 0) {
@@ -130,7 +131,7 @@ void Reader::read_slice(Link& link, int end, Process& process, const Chunk& chun
   world_.log("landed", link.index, end, header.sequence, header.flow, header.offset);
   const bool accepted = process.call(
       [&](Node& node, TimeNs now) { return node.landed(link.id, header, now); });
-  judge(link, end, mischief, accepted, whole);
+  judge(link, end, mischief, accepted, whole && mischief == Mischief::Payload);
 }
 
 // A transport that asks again before every copy.

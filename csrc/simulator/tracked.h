@@ -32,6 +32,7 @@ struct Tracked {
   std::uint8_t excuses = 0;
   TimeNs expires = kNever;  // simulated time
   bool cancel_asked = false;
+  TimeNs stop_asked = kNever;  // when it was cancelled or expired, simulated time
   bool unreachable = false;  // it asked for a rail that does not exist
 
   Layout local;

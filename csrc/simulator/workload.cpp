@@ -98,10 +98,13 @@ void Workload::submit(Tracked tracked, Request request, bool may_be_ended) {
   if (may_be_ended && random.chance(world_.profile.expire)) {
     const TimeNs after = random.between(10, 5000) * kMicrosecond;
     tracked.expires = world_.now() + after;
+    tracked.stop_asked = tracked.expires;
     tracked.excuses |= kOwnEnd;
     request.expires = process.clock_at(tracked.expires);
   }
-  if (tracked.pairing != kNone && random.chance(0.1)) request.rails = draw_rails(tracked);
+  if (tracked.op != Request::Op::Recv && tracked.bytes != 0 && random.chance(0.1)) {
+    request.rails = draw_rails(tracked);
+  }
   const std::uint32_t number = world_.ledger.add(std::move(tracked)).number;
   world_.log("submit", process.index(), number, int(request.op), request.id,
              request.local.bytes(), request.tag);
@@ -127,6 +130,7 @@ void Workload::cancel(std::uint32_t number) {
   Process& process = *world_.processes[tracked.process];
   if (tracked.ended || !process.runs() || process.generation() != tracked.generation) return;
   tracked.cancel_asked = true;
+  tracked.stop_asked = std::min(tracked.stop_asked, world_.now());
   tracked.excuses |= kOwnEnd;
   const TransferId id = tracked.id;
   world_.log("cancel", process.index(), number);
