@@ -83,9 +83,12 @@ class Ticket(msgspec.Struct, frozen=True, array_like=True):
     @staticmethod
     def decode(data: bytes | bytearray | memoryview) -> Ticket:
         """The ticket in these bytes. Raises TicketError for bytes that are not one."""
-        return envelope.unwrap(b"T", data, Ticket)
+        return envelope.unwrap(b"T", data, _decoder)
 
 
 def _check(good: bool, complaint: str) -> None:
     if not good:
         raise ValueError(complaint)
+
+
+_decoder = msgspec.msgpack.Decoder(Ticket)

@@ -63,8 +63,7 @@ std::uint32_t revoke(Engine& engine, SegmentId segment, const py::handle& blocks
 }
 
 std::uint32_t epoch(Engine& engine, SegmentId segment) {
-  return under_lock(engine, true,
-                    [&](Held& held) { return open_segment(held, segment).epoch; });
+  return under_lock(engine, true, [&](Held& held) { return open_segment(held, segment).epoch; });
 }
 
 py::list notifications(Engine& engine, SegmentId segment) {
@@ -79,9 +78,8 @@ py::list notifications(Engine& engine, SegmentId segment) {
 }
 
 bool wait_notification(Engine& engine, SegmentId segment, const py::object& timeout) {
-  return wait_with_signals(deadline_of(timeout), [&](TimeNs until) {
-    return engine.wait_notification(segment, until);
-  });
+  return wait_with_signals(deadline_of(timeout),
+                           [&](TimeNs until) { return engine.wait_notification(segment, until); });
 }
 
 std::unique_ptr<SharedMemory> allocate(std::shared_ptr<Engine> engine, std::size_t bytes) {
@@ -94,9 +92,9 @@ std::unique_ptr<SharedMemory> allocate(std::shared_ptr<Engine> engine, std::size
 void bind_memory(py::module_& module, EngineClass& engine) {
   using py::arg;
   py::class_<SharedMemory>(module, "SharedMemory", py::buffer_protocol())
-      .def_property_readonly("address", [](const SharedMemory& self) {
-        return reinterpret_cast<std::uint64_t>(self.address());
-      })
+      .def_property_readonly(
+          "address",
+          [](const SharedMemory& self) { return reinterpret_cast<std::uint64_t>(self.address()); })
       .def_property_readonly("bytes", &SharedMemory::bytes)
       .def_buffer([](SharedMemory& self) {
         return py::buffer_info(static_cast<std::uint8_t*>(self.address()),

@@ -36,9 +36,8 @@ void add_link(Engine& engine, PeerId peer, LinkId link, const std::string& kind,
 }
 
 void close_link(Engine& engine, LinkId link, const std::string& reason) {
-  under_lock(engine, false, [&](Held& held) {
-    held->disconnect(link, {Code::Failed, reason, ""});
-  });
+  under_lock(engine, false,
+             [&](Held& held) { held->disconnect(link, {Code::Failed, reason, ""}); });
 }
 
 PeerId add_peer(Engine& engine, const std::string& name) {

@@ -14,6 +14,9 @@
 
 namespace tent {
 
+// Flow ids have this bit, requests (a reader's transfer ids) have not.
+inline constexpr TransferId kFlowBit = TransferId(1) << 63;
+
 struct SessionHost {  // what a session shares with the other sessions of its Node
   const CoreSettings& settings;
   Outbox& outbox;

@@ -85,8 +85,7 @@ Node::Node(const CoreSettings& settings, Outbox& outbox)
     : p_(std::make_unique<Private>(settings, outbox)) {}
 Node::~Node() = default;
 
-// ---- calls
-// ---------------------------------------------------------------------------------------
+// ---- calls ----
 
 TransferId Node::next_id() { return p_->next_id++; }
 Segments& Node::segments() { return p_->segments; }
@@ -171,8 +170,7 @@ void Node::revoke(SegmentId id, const std::vector<std::int64_t>& blocks, TimeNs 
   }
 }
 
-// ---- peers and links
-// -----------------------------------------------------------------------------
+// ---- peers and links ----
 
 PeerId Node::add_peer(const std::string& name) {
   const auto peer = PeerId(p_->sessions.size());
@@ -238,8 +236,7 @@ void Node::no_rails(PeerId peer, RailKinds rails, const std::string& why, TimeNs
   }
 }
 
-// ---- what the transports bring
-// -------------------------------------------------------------------
+// ---- what the transports bring ----
 
 bool Node::frame(LinkId link, const FrameHeader& header, std::span<const std::uint8_t> body,
                  TimeNs now) {
@@ -271,8 +268,7 @@ bool Node::source(TransferId flow, std::uint64_t offset, std::uint64_t length, P
   return true;
 }
 
-// ---- time and output
-// -----------------------------------------------------------------------------
+// ---- time and output ----
 
 void Node::flush(TimeNs now) {
   while (!p_->to_flush.empty()) {

@@ -9,11 +9,6 @@
 
 namespace tent {
 
-namespace {
-constexpr TimeNs kDialAgain = 50 * kMillisecond;
-constexpr TimeNs kProbeAgain = 4 * kMillisecond;
-}  // namespace
-
 Session::Session(SessionHost host, PeerId peer, std::string name)
     : host_(host),
       peer_(peer),
@@ -51,8 +46,7 @@ void Session::unsay(TransferId flow) {
   control_.replace(flow, std::make_shared<const Body>(encode(cancel)));
 }
 
-// ---- links and fences
-// ----------------------------------------------------------------------------
+// ---- links and fences ----
 
 std::vector<LinkId> Session::links() const {
   std::vector<LinkId> ids;
@@ -139,8 +133,7 @@ void Session::close_links(const Status& why) {
   links_.clear();
 }
 
-// ---- receiving
-// -----------------------------------------------------------------------------------
+// ---- receiving ----
 
 bool Session::heard(Link& link, const FrameHeader& header, TimeNs now) {
   if (!link.arrives(header, now)) return false;
@@ -230,8 +223,7 @@ void Session::on_acked(Link& link, const Unacked& frame, TimeNs now) {
       {frame.flow, link.id(), frame.span.offset, frame.span.bytes, frame.stamp.posted, now, true});
 }
 
-// ---- sending
-// -------------------------------------------------------------------------------------
+// ---- sending ----
 
 void Session::flush(TimeNs now) {
   if (links_.empty()) return;
@@ -338,73 +330,6 @@ void Session::post_acks(TimeNs now) {
     }
   }
   if (eager_consumed_said_ != dialogue_.eager_consumed()) post(*links_.quickest(), {}, {}, now);
-}
-
-// ---- time
-// ----------------------------------------------------------------------------------------
-
-TimeNs Session::tick(TimeNs now) {
-  dialogue_.tick(now);
-  for (LinkId id : links_.silent(now)) {
-    suspect(id, "overdue: the peer answers on other rails but not on this one", now);
-  }
-  TimeNs next = links_.next_due(now);
-  if (links_.size() > 1 && links_.any_overdue(now)) {
-    probe(now);
-    next = std::min(next, next_probe_);
-  }
-  if (waits()) {
-    next = std::min(next, keep_alive(now));
-    ask_for_rails(now);
-    next = std::min({next, std::max(next_dial_, now + kMillisecond),
-                     now + std::max<TimeNs>(kMillisecond, host_.settings.peer_timeout / 8)});
-  }
-  flush(now);
-  return next;
-}
-
-// Asks the links that are not overdue whether the peer is alive.
-void Session::probe(TimeNs now) {
-  if (now < next_probe_) return;
-  next_probe_ = now + kProbeAgain;
-  for (const auto& [id, link] : links_.all()) link->wants_ping |= link->unacked().empty();
-}
-
-TimeNs Session::keep_alive(TimeNs now) {
-  TimeNs next = kNever;
-  for (const auto& [id, link] : links_.all()) {
-    if (!link->unacked().empty()) continue;
-    const TimeNs quiet_until =
-        std::max({link->last_heard(), link->last_ping, wanted_since_}) + host_.settings.keepalive;
-    link->wants_ping |= quiet_until <= now;
-    next = std::min(next, std::max(quiet_until, now + kMillisecond));
-  }
-  return next;
-}
-
-void Session::ask_for_rails(TimeNs now) {
-  const RailKinds missing =
-      links_.empty() ? kAllRails : dialogue_.out.missing_rails(links_.kinds());
-  if (missing == 0) {
-    next_dial_ = kNever;
-  } else if (next_dial_ == kNever || now >= next_dial_) {
-    next_dial_ = now + kDialAgain;
-    host_.outbox.dial(peer_, missing);
-  }
-}
-
-void Session::add_stats(NodeStats& stats) const {
-  for (const auto& [id, link] : links_.all()) {
-    LinkStats entry = link->stats;
-    entry.link = id;
-    entry.peer = peer_;
-    entry.info = link->info();
-    entry.rate = link->estimate().rate();
-    entry.base_latency = link->estimate().base_latency();
-    entry.in_flight = link->estimate().in_flight();
-    entry.window = link->estimate().window();
-    stats.links.push_back(std::move(entry));
-  }
 }
 
 }  // namespace tent
