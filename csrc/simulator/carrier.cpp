@@ -61,6 +61,7 @@ void Carrier::post(std::uint32_t process, LinkId id, Frame frame) {
   }
   if (header.kind == FrameKind::Slice) check_fenced(*link, end, header);
   Parcel parcel;
+  parcel.offset = header.offset;
   parcel.frame = std::move(frame);
   link->pipe[std::size_t(end)].parcels.push(std::move(parcel));
   posted_.emplace_back(link, end);
@@ -144,14 +145,14 @@ void Carrier::load(Link& link, int end, Parcel& parcel, Chunk& chunk) {
   const Pairing& pairing = world_.network.pairing(link.pairing);
   Process& process = *world_.processes[pairing.process[std::size_t(end)]];
   const FrameHeader& header = parcel.frame.header;
-  const std::uint64_t offset = header.offset + chunk.from;
+  const std::uint64_t offset = parcel.offset + chunk.from;
   const bool described = world_.network.on_one_host(link);
   if (described && !chunk.first) return;  // the reader has its addresses already
   const std::uint64_t bytes = described ? header.body_bytes : chunk.bytes;
   pieces_.clear();
   const bool given = process.node().source(header.flow, offset, bytes, pieces_);
   if (given && bytes != 0) {
-    world_.ledger.may_read(process.index(), header.flow, offset, bytes, pieces_, false);
+    world_.ledger.may_read(process.index(), header.flow, offset, bytes, pieces_);
   }
   if (!given) world_.coverage.mark(Seen::FillerSent);
   if (described) {

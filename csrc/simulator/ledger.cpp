@@ -79,6 +79,7 @@ Tracked& Ledger::add(Tracked tracked) {
     by_tag_[tracked.tag].push_back(tracked.number);
   }
   ++live_;
+  if (tracked.pairing != kNone) ++world_.network.pairing(tracked.pairing).live;
   all_.push_back(std::move(tracked));
   return all_.back();
 }
@@ -118,9 +119,8 @@ void Ledger::ended(std::uint32_t process, const Report& report) {
   world_.journal.remark(world_.now(), "  " + describe(t) + ": " + report.status.text);
   if (t.ended) return fail(t, "ended twice");
   if (report.ended < report.started) fail(t, "ended before it started");
-  t.ended = true;
   t.code = report.status.code;
-  --live_;
+  close_account(t);
   check_end(world_, t, report);
   release_local(t);
   if (t.remote_open) {
@@ -132,6 +132,12 @@ void Ledger::ended(std::uint32_t process, const Report& report) {
     if (!given_up && !unanswered) release_remote(t);
   }
   world_.workload.after_end(t);
+}
+
+void Ledger::close_account(Tracked& t) {
+  t.ended = true;
+  --live_;
+  if (t.pairing != kNone) --world_.network.pairing(t.pairing).live;
 }
 
 void Ledger::release_local(Tracked& t) {
@@ -181,9 +187,9 @@ void Ledger::session_lost(std::uint32_t index, int end) {
 void Ledger::process_died(std::uint32_t process) {
   for (Tracked& t : all_) {
     if (t.process == process && !t.ended) {
-      t.ended = t.dead = true;
+      t.dead = true;
       t.span = 0;
-      --live_;
+      close_account(t);
     }
     if (t.owner == process) t.remote_open = false;
   }
@@ -238,14 +244,17 @@ bool Ledger::may_land(std::uint32_t index, int sender, TransferId id, std::uint6
 }
 
 bool Ledger::may_read(std::uint32_t process, TransferId id, std::uint64_t offset,
-                      std::uint64_t length, const Pieces& pieces, bool late) {
+                      std::uint64_t length, const Pieces& pieces) {
   Tracked* t = learn_flow(process, id, pieces);
   if (t == nullptr) {
     world_.fail("P1: memory is read that is no live transfer's: flow " + std::to_string(id));
     return false;
   }
   const bool answer = t->op == Request::Op::Read;
-  const bool open = answer ? t->remote_open && (late || !(t->excuses & kWithdrawn)) : !t->ended;
+  // A read that has succeeded is only then said to be done: until the owner hears of it, it may send
+  // again what it does not know to have arrived. The reader drops it.
+  if (answer && t->ended && t->code == Code::Ok) return true;
+  const bool open = answer ? t->remote_open : !t->ended;
   if (!open) {
     fail(*t, "P1: its source is read after its end");
     return false;

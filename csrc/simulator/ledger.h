@@ -41,9 +41,8 @@ class Ledger {
   void learn_answer(std::uint32_t pairing, int end, TransferId flow, TransferId request);
   bool may_land(std::uint32_t pairing, int sender, TransferId flow, std::uint64_t offset,
                 std::uint64_t length, const Pieces& pieces);
-  // `late`: a copy by the reader on this host, of what was described to it earlier.
   bool may_read(std::uint32_t process, TransferId flow, std::uint64_t offset, std::uint64_t length,
-                const Pieces& pieces, bool late);
+                const Pieces& pieces);
 
   // All messages' halves with this tag.
   const std::vector<std::uint32_t>& with_tag(std::uint64_t tag) const { return by_tag_[tag]; }
@@ -56,6 +55,7 @@ class Ledger {
   Tracked* flow(std::uint32_t process, std::uint32_t generation, TransferId id);
   Tracked* learn_flow(std::uint32_t process, TransferId id, const Pieces& source);
   Tracked* bind(Tracked& send, std::uint32_t receiver, const Pieces& pieces);
+  void close_account(Tracked& tracked);
   void release_local(Tracked& tracked);
   void release_remote(Tracked& tracked);
 

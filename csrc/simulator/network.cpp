@@ -225,7 +225,7 @@ void Network::close_end(Link& link, int end, bool late_tail, bool tell) {
     out.parcels.resize(out.sending + (torn ? 1 : 0));
     if (!out.chunks.empty()) world_.coverage.mark(Seen::LateBytes);
   }
-  if (current(pairings_[link.pairing]) && world_.random.chance(0.7)) {
+  if (current(pairings_[link.pairing]) && (rail(link).spare || world_.random.chance(0.7))) {
     plan_connect(link.pairing, link.rail, world_.random.between(1, 20) * kMillisecond);
   }
   if (link.state[1 - e] == Link::State::Closed || !tell) return;
@@ -348,7 +348,8 @@ void Network::check_loss(const Pairing& p, int end, const Status& why) {
   }
   const TimeNs since =
       p.waits_since[e] == kNever ? world_.now() : std::max(p.heard[e], p.waits_since[e]);
-  if (world_.now() - since < world_.profile.settings.peer_timeout / 10 * 9) {
+  const CoreSettings& settings = world_.profile.settings;  // it speaks at least once a keepalive
+  if (world_.now() - since < settings.peer_timeout / 10 * 9 - settings.keepalive) {
     world_.fail("P4: a peer was given up that was not silent for long: " + why.text);
   }
 }

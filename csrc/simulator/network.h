@@ -34,6 +34,7 @@ struct Pairing {
   std::array<PeerId, 2> peer{};  // the name of the other end at this end
   std::array<bool, 2> lost{};    // this end gave the other up
   std::array<TimeNs, 2> heard{}, waits_since{kNever, kNever};
+  std::uint32_t live = 0;  // transfers between the two that have not ended
   std::vector<std::uint32_t> links;
   std::vector<std::uint8_t> dialing;  // per rail: a connection is being made
 };

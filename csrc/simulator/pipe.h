@@ -21,6 +21,7 @@ struct Parcel {  // a frame on its way
   Frame frame;
   std::vector<std::uint8_t> payload;  // a slice's bytes as they were when they were sent
   Pieces source;                      // where they lie (rails on one host)
+  std::uint64_t offset = 0;           // of a slice, as it was posted
   std::uint64_t sent = 0;
   bool started = false;
   Mischief mischief = Mischief::None;

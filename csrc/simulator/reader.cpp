@@ -74,7 +74,7 @@ void Reader::read_chunk(Link& link, int end) {
   Process& process = *world_.processes[pairing.process[std::size_t(end)]];
   if (chunk.first) {
     pairing.heard[std::size_t(end)] = world_.now();
-    pairing.waits_since[std::size_t(end)] = kNever;
+    pairing.waits_since[std::size_t(end)] = pairing.live != 0 ? world_.now() : kNever;
   }
   if (pipe.parcels.front().frame.header.kind == FrameKind::Slice) {
     read_slice(link, end, process, chunk);
@@ -182,7 +182,7 @@ void Reader::write(Link& link, int end, const Chunk& chunk) {
     const std::uint32_t reader_of =
         world_.network.pairing(link.pairing).process[std::size_t(sender)];
     if (!from_.empty()) {
-      world_.ledger.may_read(reader_of, header.flow, offset, chunk.bytes, from_, true);
+      world_.ledger.may_read(reader_of, header.flow, offset, chunk.bytes, from_);
       world_.coverage.mark(Seen::LocalCopied);
     }
     std::uint8_t* out = bytes_.data();

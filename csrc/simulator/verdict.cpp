@@ -122,10 +122,19 @@ void mark_failure(World& world, const Tracked& t) {
   }
 }
 
+bool lost(World& world, std::uint32_t pairing_index, std::uint32_t process) {
+  const Pairing& pairing = world.network.pairing(pairing_index);
+  return pairing.lost[pairing.process[0] == process ? 0 : 1];
+}
+
+// Whether its process gave up the peer, or, of a receive from any source, one that may have matched.
 bool given_up(World& world, const Tracked& t) {
-  if (t.pairing == kNone) return false;
-  const Pairing& pairing = world.network.pairing(t.pairing);
-  return pairing.lost[pairing.process[0] == t.process ? 0 : 1];
+  if (t.pairing != kNone) return lost(world, t.pairing, t.process);
+  const auto& numbers = world.ledger.with_tag(t.tag);
+  return std::any_of(numbers.begin(), numbers.end(), [&](std::uint32_t number) {
+    const Tracked& other = world.ledger.at(number);
+    return other.op == Op::Send && lost(world, other.pairing, t.process);
+  });
 }
 
 // Whether something with its tag ended so that this half of a message could not succeed.
