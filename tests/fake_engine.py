@@ -45,6 +45,7 @@ class FakeEngine:
         self.names: list[str] = []
         self.lost: dict[int, str] = {}
         self.closed_links: dict[int, str] = {}
+        self.unreachable: dict[int, str] = {}
 
     # ---- the engine's side of the seam -----------------------------------------------------------
 
@@ -91,6 +92,11 @@ class FakeEngine:
             if link in self.links:
                 self.closed_links[link] = reason
                 self._go_down(self.links[link], reason)
+
+    def no_rails(self, peer: int, rails: int, reason: str) -> None:
+        with self._lock:
+            self.unreachable[peer] = reason
+            self._tell(None)
 
     def next_events(self, timeout: float | None) -> list[tuple[str, int, int, str, str]]:
         deadline = time.monotonic() + (3600.0 if timeout is None else timeout)

@@ -107,6 +107,18 @@ def test_tcp_on_one_host_only_when_it_is_asked_for(party: Any) -> None:
     a.engine.wait_for(lambda engine: "tcp 127.0.0.1>127.0.0.1" in engine.rails())
 
 
+def test_the_engine_hears_when_no_rail_of_a_kind_is_possible(party: Any) -> None:
+    a, b = party(None, FakeNative("not permitted")), party(TCP_ONLY)
+    peer = a.call(b, SHM | CMA)
+    a.engine.wait_for(lambda engine: peer in engine.unreachable)
+    assert f"no shm/cma rail to {b.card().name} is possible" in a.engine.unreachable[peer]
+    assert "TENT_TRANSPORTS" in a.control.unreachable(peer, SHM | CMA)
+    only_cma = party(Settings(transports=("cma",)), FakeNative("not permitted"))
+    peer = only_cma.call(party(), CMA)
+    only_cma.engine.wait_for(lambda engine: peer in engine.lost)
+    assert "not permitted" in only_cma.engine.lost[peer]
+
+
 def test_both_call_at_once_and_each_rail_has_one_link(party: Any) -> None:
     settings = rails_of(2, 3)
     for _ in range(10):

@@ -99,9 +99,10 @@ class Contact:
             listed = site.settings.rails is not None
             for rail in tcp_rails(site.ends, listed, card, same_network):
                 self.rails.append(RailState(rail, _name(rail)))
-        if not self.local and set(LOCAL_KINDS) & set(site.settings.transports):
-            for kind in LOCAL_KINDS:
-                self.notes[kind] = "the peer is on another host, or in another network namespace"
+        for kind in LOCAL_KINDS:
+            why = _unfit(site, card, kind)
+            if why:
+                self.notes[kind] = why
 
     @property
     def up(self) -> bool:
@@ -155,6 +156,17 @@ class Contact:
         return ""
 
 
+def _unfit(site: Site, card: Card, kind: str) -> str:
+    """Why a kind of rail within the host cannot lead to this peer, "" when it may."""
+    if kind not in site.settings.transports:
+        return "not in this engine's TENT_TRANSPORTS"
+    if kind not in card.transports:
+        return "not in the peer's TENT_TRANSPORTS"
+    if card.host.boot_id != site.card.host.boot_id:
+        return "the peer is on another host"
+    return "" if card.host.same_network(site.card.host) else "another network namespace"
+
+
 def _name(rail: Rail) -> str:
     return f"tcp {rail.ways[0].source.host}>{rail.ways[0].target.host}"
 
@@ -195,6 +207,11 @@ class Contacts:
         """The card of a peer, alive or lost."""
         with self._lock:
             return self._cards.get(peer)
+
+    def names(self) -> dict[int, str]:
+        """What people call each peer, alive or lost."""
+        with self._lock:
+            return {peer: card.name for peer, card in self._cards.items()}
 
     def all(self) -> list[Contact]:
         """The contacts at this moment."""

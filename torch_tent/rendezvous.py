@@ -128,24 +128,25 @@ class ControlPlane:
         if not kinds:
             return "this engine has no such transport"
         told = [f"{kind}: {contact.notes[kind]}" for kind in kinds if kind in contact.notes]
-        off = [kind for kind in kinds if kind not in contact.kinds and kind not in contact.notes]
-        told += [f"{kind}: not in both ends' TENT_TRANSPORTS" for kind in off]
-        return "; ".join(told) or f"{contact.card.name} has no address that can be reached by it"
+        return "; ".join(told) or f"no address of {contact.card.name} can be reached from here"
 
     def why_not_faster(self, peer: int) -> str:
         """Which faster kinds of rail are not used with this peer, and why; "" when none is."""
         contact = self._contacts.of_peer(peer)
-        notes = {} if contact is None else dict(contact.notes)
-        return "; ".join(f"no {kind}: {why}" for kind, why in notes.items())
+        reasons: dict[str, list[str]] = {}
+        for kind, why in ({} if contact is None else dict(contact.notes)).items():
+            reasons.setdefault(why, []).append(kind)
+        return "; ".join(f"no {', '.join(kinds)}: {why}" for why, kinds in reasons.items())
 
     def stats(self) -> dict[str, Any]:
-        """What is known of peers and rails, as a plain dict."""
+        """What is known of peers and rails, as a plain dict. `names` holds lost peers, too."""
         site = self._site
         return {
             "name": site.card.name,
             "incarnation": site.card.incarnation.hex(),
             "listening": [f"{a.host} port {a.port} ({a.interface})" for a in site.card.addresses],
             "secret": site.settings.secret is not None,
+            "names": self._contacts.names(),
             "peers": {contact.peer: _peer_stats(contact) for contact in self._contacts.all()},
         }
 

@@ -55,10 +55,17 @@ class Switchboard:
         for state in wanted:
             self._start(contact, state)
         if not wanted:
-            kinds = "/".join(kind for kind, bit in KIND_BITS.items() if bit & mask) or "such"
-            notes = "; ".join(f"{kind}: {why}" for kind, why in contact.notes.items())
-            text = f"no {kinds} rail to {contact.card.name} is possible ({notes or 'no address'})"
-            self._say(f"none {contact.card.name} {mask}", text)
+            self._no_rails(contact, mask)
+
+    def _no_rails(self, contact: Contact, mask: int) -> None:
+        """Tells the engine that waiting is of no use, unless the peer may call us again."""
+        if any(s.ever_up or s.arriving for s in contact.rails if KIND_BITS[s.rail.kind] & mask):
+            return
+        kinds = "/".join(kind for kind, bit in KIND_BITS.items() if bit & mask) or "such"
+        notes = "; ".join(f"{kind}: {why}" for kind, why in contact.notes.items())
+        text = f"no {kinds} rail to {contact.card.name} is possible ({notes or 'no address'})"
+        self._say(f"none {contact.card.name} {mask}", text)
+        self._site.engine.no_rails(contact.peer, mask, text)
 
     def _down(self, link: int, reason: str) -> None:
         contact, state = self._links.pop(link, (None, None))
@@ -231,7 +238,10 @@ class Switchboard:
     def _session(self, hello: Hello) -> Contact:
         """The contact whose session a dialer belongs to, or begins."""
         contact = self._contacts.find(hello.card.incarnation)
-        current = contact.session if contact is not None and not contact.lost else b""
+        if contact is not None and not self._alive(contact):
+            self._lost(contact, "the engine has given it up")  # Its event is still on the way.
+            contact = None
+        current = contact.session if contact is not None else b""
         if hello.peer_session and hello.peer_session != current:
             raise Stopped(Verdict.LOST, "the peer has given this connection up")
         if contact is not None and contact.their_session not in (b"", hello.session):
@@ -240,6 +250,12 @@ class Switchboard:
             return self._contacts.find_or_add(self._site, hello.card, called_us=True)
         except RuntimeError as error:
             raise Stopped(Verdict.SILENT, f"the engine is closing: {error}") from None
+
+    def _alive(self, contact: Contact) -> bool:
+        try:
+            return self._site.engine.alive(contact.peer)
+        except RuntimeError:  # The engine is closed, and all its peers with it.
+            return False
 
     def _glares(self, hello: Hello, state: RailState) -> bool:
         """Both sides dial one rail at once: whose connection counts? Both must find the same."""

@@ -41,6 +41,9 @@ class Engine {
   // Drives until it is ready; false when `until` passed first.
   bool wait(Operation& operation, TimeNs until);
   bool wait_notification(SegmentId segment, TimeNs until);
+  // Both return when nothing lands in the memory and nobody copies out of it any more.
+  void close_segment(SegmentId segment);
+  std::uint32_t revoke(SegmentId segment, const std::vector<std::int64_t>& blocks);  // new epoch
 
   PeerId add_peer(const std::string& name);
   // Takes the descriptors over, also when it throws std::runtime_error because there is no link.
@@ -65,6 +68,7 @@ class Engine {
   explicit Engine(const CoreSettings& settings);
   bool wait_ready(Waitable& what, TimeNs until);
   void drive(Waitable& what, TimeNs until);
+  void await_readers(SegmentId segment);
   void end_everything();
   void open_or_throw();
 
