@@ -1,4 +1,4 @@
-"""Stage: tests. Builds tests/native/transport_contract.cpp with the transports it drives, and loads it.
+"""Stage: tests. Builds tests/native/transport_contract.cpp with the transports, and loads it.
 
 Called by the transports' tests and their child processes, on their own thread. What always holds:
 an object file is compiled once for each content of its source and of the headers; several
@@ -45,7 +45,8 @@ def contract() -> ModuleType:
     """The built module; compiles what has changed, which takes a minute at first."""
     path = build()
     spec = importlib.util.spec_from_file_location(NAME, path)
-    assert spec is not None and spec.loader is not None
+    assert spec is not None
+    assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module

@@ -14,7 +14,7 @@ import random
 import socket
 import struct
 from collections.abc import Sequence
-from types import TracebackType
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -30,6 +30,8 @@ LOCAL = ["shm", "staged", "cma"]
 MAGIC = 0x31544E54
 SLICE, OPEN, CONTROL, ACK, PING = 1, 2, 3, 4, 5
 LINK = 7
+FLOW = 5
+MIB = 1 << 20
 F_ADD_SEALS, F_SEAL_SHRINK = 1033, 0x0002
 GUARD = 64  # untouched bytes between pieces
 
@@ -127,14 +129,13 @@ class Links:
         self.a: Any = contract().Side(transport_name(kind))
         self.b: Any = contract().Side(transport_name(kind))
         self.regions = 0
+        self.kept: list[Bytes] = []  # memory that the sides may touch
         self.connect(LINK)
 
     def __enter__(self) -> Links:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None
-    ) -> None:
+    def __exit__(self, *exc: object) -> None:
         self.a.hang_up()
         self.b.hang_up()
 
@@ -179,3 +180,28 @@ def summary(events: Sequence[Any]) -> list[tuple[str, int]]:
 
 def random_bytes(nbytes: int, rng: random.Random) -> Bytes:
     return np.random.default_rng(rng.getrandbits(32)).integers(1, 256, nbytes, np.uint8)
+
+
+def one_flow(links: Links, nbytes: int, seed: int = 1) -> tuple[Any, Any]:
+    """A contiguous flow from a to b of random bytes: (source array, destination array)."""
+    source = links.memory(nbytes)
+    source[:] = random_bytes(nbytes, random.Random(seed))
+    destination = np.zeros(nbytes, np.uint8)
+    links.kept += [source, destination]
+    links.a.source_line(FLOW, [(address(source), nbytes)])
+    links.b.landing_line(FLOW, [(address(destination), nbytes)])
+    return source, destination
+
+
+def post_slice(side: Any, sequence: int, offset: int, nbytes: int, flow: int = FLOW) -> None:
+    side.post(LINK, header(SLICE, sequence, flow, offset, nbytes), b"")
+
+
+def post_control(side: Any, sequence: int, body: bytes) -> None:
+    side.post(LINK, header(CONTROL, sequence, body_bytes=len(body)), body)
+
+
+def resources() -> tuple[int, int]:
+    """Open descriptors, and mappings of shared memory, of this process."""
+    maps = Path("/proc/self/maps").read_text()
+    return len(os.listdir("/proc/self/fd")), maps.count("memfd:tent-")

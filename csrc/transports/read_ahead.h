@@ -52,6 +52,7 @@ class ReadAhead {
   // The last read got less than it asked for: another one now would be in vain.
   bool dry() const { return dry_; }
   void refreshed() { dry_ = false; }
+  void hold() { dry_ = true; }  // until refreshed(), nothing is read
 
  private:
   LinkState& link_;

@@ -2,9 +2,9 @@
 #include "transports/shm.h"
 
 #include <algorithm>
-#include <cstring>
 #include <unordered_set>
 
+#include "transports/copy.h"
 #include "transports/staging.h"
 
 namespace tent {
@@ -152,7 +152,7 @@ bool ShmLink::fetch(std::span<const NamedPiece> from, const Pieces& to) {
     if (source == nullptr) return state.broke("malformed slice: the peer's memory is not there");
     for (std::uint64_t left = piece.bytes; left > 0;) {
       const std::uint64_t bytes = std::min(left, to[at].bytes - to_offset);
-      std::memcpy(reinterpret_cast<void*>(to[at].address + to_offset), source, bytes);
+      copy_bytes(reinterpret_cast<void*>(to[at].address + to_offset), source, bytes);
       source += bytes;
       left -= bytes;
       to_offset += bytes;

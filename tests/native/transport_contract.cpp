@@ -101,7 +101,7 @@ class Side final : public Receiver {
   void post(LinkId link, const std::string& header, const std::string& body) {
     transport_->post(link, frame_of(header, body), *this);
   }
-  bool poll() { return transport_->poll(*this); }
+  bool poll() { return transport_ != nullptr && transport_->poll(*this); }
   void close(LinkId link) { transport_->close(link); }
   int reach(LinkId link, const std::vector<std::pair<std::uint64_t, std::uint64_t>>& p) {
     return int(transport_->reach(link, line_of(p).pieces));
@@ -200,11 +200,14 @@ bool drive(const std::vector<Side*>& sides, std::size_t events, double timeout_s
   return true;
 }
 
-// Polls all sides until nothing has moved for some rounds.
+// Polls all sides until nothing has moved for so long that nothing can be under way any more: the
+// kernel hands over what goes through the loopback interface late when all processors are busy.
 void settle(const std::vector<Side*>& sides) {
-  for (int quiet = 0; quiet < 200; ++quiet) {
+  constexpr auto kQuiet = std::chrono::milliseconds(30);
+  auto moved_at = Clock::now();
+  while (Clock::now() - moved_at < kQuiet) {
     for (Side* side : sides) {
-      if (side->poll()) quiet = 0;
+      if (side->poll()) moved_at = Clock::now();
     }
   }
 }
