@@ -31,8 +31,8 @@ class Arena {
   bool contains(std::uint64_t address, std::uint64_t bytes) const;
   std::uint64_t offset(std::uint64_t address) const;  // from the arena's start
 
-  // The lowest free span with room, between guards of poison; 0 when there is none. `*clean` becomes
-  // false when somebody had written there while it was free.
+  // The lowest free span with room, between guards of poison; 0 when there is none. `*clean`
+  // becomes false when somebody had written there while it was free.
   std::uint64_t take(std::uint64_t bytes, bool* clean);
   // The caller has poisoned it. False: something beside the transfer's own bytes was written.
   bool give_back(std::uint64_t address, std::uint64_t bytes);

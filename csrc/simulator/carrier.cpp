@@ -124,8 +124,8 @@ bool Carrier::send_chunk(Link& link, int end) {
   parcel.started = true;
   parcel.sent += chunk.bytes;
   chunk.last = !slice || parcel.sent == header.body_bytes;
-  chunk.cost = chunk.bytes + (chunk.first ? sizeof(FrameHeader) : 0) +
-               (slice ? 0 : header.body_bytes);
+  chunk.cost =
+      chunk.bytes + (chunk.first ? sizeof(FrameHeader) : 0) + (slice ? 0 : header.body_bytes);
   if (chunk.last) ++pipe.sending;
   const double slower = rail.slow_until > world_.now() ? 100 : 1;
   pipe.free_at = std::max(world_.now(), pipe.free_at) +

@@ -28,7 +28,8 @@ struct Exported {
   // Up to `wanted` free units: neighbours in a plain segment, any in a cache. Empty: none is free.
   std::vector<std::uint32_t> take(std::uint32_t wanted, Random& random);
   // The units' bytes as the caller of a remote transfer names them: offsets in the planes.
-  Layout offsets(const std::vector<std::uint32_t>& taken, std::uint64_t bytes, Random& random) const;
+  Layout offsets(const std::vector<std::uint32_t>& taken, std::uint64_t bytes,
+                 Random& random) const;
   // The same bytes as addresses, computed here and not by the code under test.
   Layout addresses(const Layout& offsets) const;
   void poison_units(const std::vector<std::uint32_t>& taken) const;

@@ -52,11 +52,16 @@ void Faults::strike() {
         hold(*link, world_.now() + random.between(200, 40000) * kMicrosecond);
       }
       return;
-    case FaultKind::Slow: return slow();
-    case FaultKind::Outage: return outage();
-    case FaultKind::Mischief: return mischief();
-    case FaultKind::Stop: return stop();
-    default: return end(kind);
+    case FaultKind::Slow:
+      return slow();
+    case FaultKind::Outage:
+      return outage();
+    case FaultKind::Mischief:
+      return mischief();
+    case FaultKind::Stop:
+      return stop();
+    default:
+      return end(kind);
   }
 }
 

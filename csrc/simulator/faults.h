@@ -1,5 +1,5 @@
-// Stage: tests. What goes wrong, drawn from the seed: links, rails and processes that fail and heal.
-// Owned by World; one thread.
+// Stage: tests. What goes wrong, drawn from the seed: links, rails and processes that fail and
+// heal. Owned by World; one thread.
 #pragma once
 
 #include <cstdint>

@@ -15,10 +15,14 @@ constexpr TimeNs kPatience = 249 * kMillisecond;
 
 const char* op_name(Request::Op op) {
   switch (op) {
-    case Request::Op::Send: return "send";
-    case Request::Op::Recv: return "recv";
-    case Request::Op::Write: return "write";
-    case Request::Op::Read: return "read";
+    case Request::Op::Send:
+      return "send";
+    case Request::Op::Recv:
+      return "recv";
+    case Request::Op::Write:
+      return "write";
+    case Request::Op::Read:
+      return "read";
   }
   return "?";
 }
@@ -127,9 +131,11 @@ void Ledger::ended(std::uint32_t process, const Report& report) {
     const Pairing& pairing = world_.network.pairing(t.pairing);
     const bool given_up = pairing.lost[pairing.process[0] == process ? 0 : 1];
     const bool unanswered = t.stop_asked != kNever && world_.now() - t.stop_asked >= kPatience;
-    // Out of reach, the peer's memory stays open until the peer has given us up as well, or takes it
-    // back.
-    if (!given_up && !unanswered) release_remote(t);
+    // Out of reach, the peer's memory stays open until the peer has given us up as well, or takes
+    // it back. What the owner himself withdrew is his until his Node says that nobody copies it any
+    // more.
+    const bool withdrawn = (t.excuses & kWithdrawn) != 0;
+    if (!given_up && !unanswered && !withdrawn) release_remote(t);
   }
   world_.workload.after_end(t);
 }
@@ -169,7 +175,8 @@ void Ledger::noted(std::uint32_t process, const Notification& note) {
   world_.coverage.mark(Seen::NoteSeen);
   const Pairing& pairing = world_.network.pairing(t.pairing);
   const int end = pairing.process[0] == process ? 0 : 1;
-  if (note.peer != pairing.peer[std::size_t(end)]) fail(t, "P3: its notification names another peer");
+  if (note.peer != pairing.peer[std::size_t(end)])
+    fail(t, "P3: its notification names another peer");
   if (++t.notes_seen > 1) return fail(t, "P3: notified twice");
   if (!t.remote_open) return fail(t, "P3: notified after its end");
   if (!holds(t.remote, t.pattern)) fail(t, "P3: notified before its bytes were in place");
@@ -197,8 +204,8 @@ void Ledger::process_died(std::uint32_t process) {
 
 void Ledger::learn_answer(std::uint32_t index, int end, TransferId id, TransferId request) {
   const Pairing& pairing = world_.network.pairing(index);
-  const auto reader = numbers_.find(
-      key(pairing.process[std::size_t(1 - end)], pairing.generation[std::size_t(1 - end)], request));
+  const auto reader = numbers_.find(key(pairing.process[std::size_t(1 - end)],
+                                        pairing.generation[std::size_t(1 - end)], request));
   if (reader == numbers_.end() || all_[reader->second].op != Request::Op::Read) {
     return world_.fail("an answer to a read that nobody asked for: " + std::to_string(request));
   }
@@ -210,7 +217,8 @@ bool Ledger::may_land(std::uint32_t index, int sender, TransferId id, std::uint6
                       std::uint64_t length, const Pieces& pieces) {
   const Pairing& pairing = world_.network.pairing(index);
   const std::uint32_t receiver = pairing.process[std::size_t(1 - sender)];
-  Tracked* t = flow(pairing.process[std::size_t(sender)], pairing.generation[std::size_t(sender)], id);
+  Tracked* t =
+      flow(pairing.process[std::size_t(sender)], pairing.generation[std::size_t(sender)], id);
   if (t == nullptr) {
     world_.fail("P1: bytes land for a flow that nobody made: " + std::to_string(id));
     return false;
@@ -235,10 +243,9 @@ bool Ledger::may_land(std::uint32_t index, int sender, TransferId id, std::uint6
   if (offset <= t->bytes && length <= t->bytes - offset) {
     destination->pieces(offset, length, expected_);
   }
-  const bool same = std::equal(expected_.begin(), expected_.end(), pieces.begin(), pieces.end(),
-                               [](const Piece& a, const Piece& b) {
-                                 return a.address == b.address && a.bytes == b.bytes;
-                               });
+  const bool same = std::equal(
+      expected_.begin(), expected_.end(), pieces.begin(), pieces.end(),
+      [](const Piece& a, const Piece& b) { return a.address == b.address && a.bytes == b.bytes; });
   if (!same) fail(*t, "P2: bytes land in the wrong place");
   return same;
 }
@@ -251,8 +258,8 @@ bool Ledger::may_read(std::uint32_t process, TransferId id, std::uint64_t offset
     return false;
   }
   const bool answer = t->op == Request::Op::Read;
-  // A read that has succeeded is only then said to be done: until the owner hears of it, it may send
-  // again what it does not know to have arrived. The reader drops it.
+  // A read that has succeeded is only then said to be done: until the owner hears of it, it may
+  // send again what it does not know to have arrived. The reader drops it.
   if (answer && t->ended && t->code == Code::Ok) return true;
   const bool open = answer ? t->remote_open : !t->ended;
   if (!open) {
@@ -263,10 +270,9 @@ bool Ledger::may_read(std::uint32_t process, TransferId id, std::uint64_t offset
   if (offset <= t->bytes && length <= t->bytes - offset) {
     (answer ? t->remote : t->local).pieces(offset, length, expected_);
   }
-  const bool same = std::equal(expected_.begin(), expected_.end(), pieces.begin(), pieces.end(),
-                               [](const Piece& a, const Piece& b) {
-                                 return a.address == b.address && a.bytes == b.bytes;
-                               });
+  const bool same = std::equal(
+      expected_.begin(), expected_.end(), pieces.begin(), pieces.end(),
+      [](const Piece& a, const Piece& b) { return a.address == b.address && a.bytes == b.bytes; });
   if (!same) fail(*t, "P2: the wrong memory is read");
   return same;
 }

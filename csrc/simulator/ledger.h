@@ -1,6 +1,6 @@
-// Stage: tests. What was promised to whom: every transfer of a schedule, every byte of memory it may
-// touch, and the checks of P1 (fenced) at every touch. What an end must look like is in verdict.h.
-// Sees both ends of everything, as no process can. Owned by World; one thread.
+// Stage: tests. What was promised to whom: every transfer of a schedule, every byte of memory it
+// may touch, and the checks of P1 (fenced) at every touch. What an end must look like is in
+// verdict.h. Sees both ends of everything, as no process can. Owned by World; one thread.
 #pragma once
 
 #include <cstdint>

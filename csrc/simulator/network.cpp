@@ -242,7 +242,8 @@ void Network::told(Link& link, int end) {
     return;
   }
   const Pipe& in = link.pipe[1 - e];
-  if (!link.broken && in.held_until > world_.now() && !in.chunks.empty()) {  // still behind what it sent
+  if (!link.broken && in.held_until > world_.now() &&
+      !in.chunks.empty()) {  // still behind what it sent
     if (in.held_until != kNever) {
       world_.timeline.plan(in.held_until + 1, EventKind::Told, link.index, e);
     }

@@ -97,8 +97,8 @@ class Network {
   void check_no_links(const Pairing& pairing, int end);
 
   World& world_;
-  std::vector<std::vector<Rail>> rails_;         // per pair of processes
-  std::vector<std::uint32_t> current_;           // per pair: its latest pairing
+  std::vector<std::vector<Rail>> rails_;  // per pair of processes
+  std::vector<std::uint32_t> current_;    // per pair: its latest pairing
   std::vector<Pairing> pairings_;
   std::vector<std::unique_ptr<Link>> links_;
 };

@@ -1,6 +1,6 @@
-// Stage: tests. One direction of a link: a first-in-first-out pipe of bytes with what the sender has
-// queued, what is on its way, and what waits in the receiver's kernel.
-// Values; owned by Link; one thread.
+// Stage: tests. One direction of a link: a first-in-first-out pipe of bytes with what the sender
+// has queued, what is on its way, and what waits in the receiver's kernel. Values; owned by Link;
+// one thread.
 #pragma once
 
 #include <cstdint>
@@ -14,7 +14,17 @@ namespace tent::sim {
 
 // How a frame is spoiled on its way.
 enum class Mischief : std::uint8_t {
-  None, Double, Swap, Magic, Kind, Sequence, Ack, Offset, Body, Payload, kCount
+  None,
+  Double,
+  Swap,
+  Magic,
+  Kind,
+  Sequence,
+  Ack,
+  Offset,
+  Body,
+  Payload,
+  kCount
 };
 
 struct Parcel {  // a frame on its way

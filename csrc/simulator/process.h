@@ -62,7 +62,8 @@ class Process final : public Outbox {
   std::vector<Exported> exported;
   bool said_bye = false;
 
-  // ---- Outbox ------------------------------------------------------------------------------------
+  // ---- Outbox
+  // ------------------------------------------------------------------------------------
   void post(LinkId link, Frame frame) override;
   void close(LinkId link, const Status& why) override;
   void done(Report report) override;

@@ -111,6 +111,7 @@ Profile draw_profile(Random& random, int forced_family) {
   if (random.chance(0.03)) {
     profile.arena_bytes = 1u << 20;
     profile.bytes_max = kLargestTransfer;
+    profile.tear = 0.01;
     profile.settings.slice_bytes_max = 64u << 10;
   } else {
     profile.bytes_max = 2048u << random.below(4);

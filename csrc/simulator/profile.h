@@ -43,16 +43,16 @@ enum class FaultKind : std::uint8_t {
 };
 
 enum class OperationKind : std::uint8_t {
-  Message,     // a send and its receive
-  InOrder,     // several messages with one tag
-  AnySource,   // receives that take what comes
-  Lonely,      // a send or a receive without its other half
-  Mismatched,  // the two halves disagree
-  Write,       // one-sided, to a plain segment
-  BlockWrite,  // one-sided, to blocks of a cache, with a notification
-  Read,        // one-sided
-  Forbidden,   // a target outside of the rights or bounds
-  Revoke,      // blocks of a cache, reused at once
+  Message,       // a send and its receive
+  InOrder,       // several messages with one tag
+  AnySource,     // receives that take what comes
+  Lonely,        // a send or a receive without its other half
+  Mismatched,    // the two halves disagree
+  Write,         // one-sided, to a plain segment
+  BlockWrite,    // one-sided, to blocks of a cache, with a notification
+  Read,          // one-sided
+  Forbidden,     // a target outside of the rights or bounds
+  Revoke,        // blocks of a cache, reused at once
   CloseSegment,  // the whole segment, reused at once
   kCount,
 };
@@ -63,11 +63,11 @@ struct Profile {
   Family family = Family::Calm;
   std::uint32_t processes = 2;
   std::uint32_t rails_min = 1, rails_max = 3;
-  bool spare = false;          // the first rail of each pair never fails, and stops are short
-  double local_rail = 0.2;     // chance that a rail is on the same host
-  double placing_rail = 0;     // chance that a rail writes by itself
-  double tear = 0.1;           // chance that a chunk is cut short
-  double late_tail = 0.5;      // chance that a close lets bytes already sent arrive
+  bool spare = false;       // the first rail of each pair never fails, and stops are short
+  double local_rail = 0.2;  // chance that a rail is on the same host
+  double placing_rail = 0;  // chance that a rail writes by itself
+  double tear = 0.1;        // chance that a chunk is cut short
+  double late_tail = 0.5;   // chance that a close lets bytes already sent arrive
   std::uint64_t arena_bytes = 96u << 10;
   std::uint64_t bytes_max = 16u << 10;
   CoreSettings settings;

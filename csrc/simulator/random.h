@@ -9,7 +9,8 @@ namespace tent::sim {
 
 class Random {
  public:
-  explicit Random(std::uint64_t seed) : state_(seed * 0x9e3779b97f4a7c15ull + 0x632be59bd9b4e019ull) {
+  explicit Random(std::uint64_t seed)
+      : state_(seed * 0x9e3779b97f4a7c15ull + 0x632be59bd9b4e019ull) {
     next();
   }
 

@@ -30,14 +30,21 @@ void cut(const Pieces& pieces, std::uint64_t from, std::uint64_t bytes, Pieces& 
 
 Seen seen(Mischief mischief) {
   switch (mischief) {
-    case Mischief::Double: return Seen::DuplicateRefused;
+    case Mischief::Double:
+      return Seen::DuplicateRefused;
     case Mischief::Swap:
-    case Mischief::Sequence: return Seen::ReorderRefused;
-    case Mischief::Ack: return Seen::AckRefused;
-    case Mischief::Offset: return Seen::RangeRefused;
-    case Mischief::Body: return Seen::BodyRefused;
-    case Mischief::Payload: return Seen::PayloadRefused;
-    default: return Seen::HeaderRefused;
+    case Mischief::Sequence:
+      return Seen::ReorderRefused;
+    case Mischief::Ack:
+      return Seen::AckRefused;
+    case Mischief::Offset:
+      return Seen::RangeRefused;
+    case Mischief::Body:
+      return Seen::BodyRefused;
+    case Mischief::Payload:
+      return Seen::PayloadRefused;
+    default:
+      return Seen::HeaderRefused;
   }
 }
 
@@ -72,7 +79,7 @@ void Reader::read_chunk(Link& link, int end) {
   pipe.in_flight -= chunk.cost;
   Pairing& pairing = world_.network.pairing(link.pairing);
   Process& process = *world_.processes[pairing.process[std::size_t(end)]];
-  if (chunk.first) {
+  if (chunk.first && pipe.parcels.front().mischief == Mischief::None) {
     pairing.heard[std::size_t(end)] = world_.now();
     pairing.waits_since[std::size_t(end)] = pairing.live != 0 ? world_.now() : kNever;
   }
@@ -111,7 +118,8 @@ void Reader::read_slice(Link& link, int end, Process& process, const Chunk& chun
     const bool accepted = well_formed(header) && process.call([&](Node& node, TimeNs now) {
       return node.slice(link.id, header, now);
     });
-    // Only the checksum tells of a damaged payload; and of a flow that is over, any slice is dropped.
+    // Only the checksum tells of a damaged payload; and of a flow that is over, any slice is
+    // dropped.
     const bool later = mischief == Mischief::Payload && accepted;
     if (!later && !judge(link, end, mischief, accepted, mischief != Mischief::Offset)) return;
     if (!link.open(end)) return;
@@ -129,8 +137,8 @@ void Reader::read_slice(Link& link, int end, Process& process, const Chunk& chun
   pipe.parcels.pop();
   --pipe.sending;
   world_.log("landed", link.index, end, header.sequence, header.flow, header.offset);
-  const bool accepted = process.call(
-      [&](Node& node, TimeNs now) { return node.landed(link.id, header, now); });
+  const bool accepted =
+      process.call([&](Node& node, TimeNs now) { return node.landed(link.id, header, now); });
   judge(link, end, mischief, accepted, whole && mischief == Mischief::Payload);
 }
 
@@ -201,8 +209,8 @@ void Reader::write(Link& link, int end, const Chunk& chunk) {
 bool Reader::judge(Link& link, int end, Mischief mischief, bool accepted, bool verifiable) {
   if (accepted) {
     if (mischief != Mischief::None && verifiable) {
-      world_.fail("P6: a damaged frame was accepted (mischief " +
-                  std::to_string(int(mischief)) + ")");
+      world_.fail("P6: a damaged frame was accepted (mischief " + std::to_string(int(mischief)) +
+                  ")");
     }
     return true;
   }

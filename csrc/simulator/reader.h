@@ -1,5 +1,5 @@
-// Stage: tests. The receiving half of the simulated transports: hands frames to the Node, asks it for
-// every chunk of a slice where it goes, as the real transports do, and does the writing itself.
+// Stage: tests. The receiving half of the simulated transports: hands frames to the Node, asks it
+// for every chunk of a slice where it goes, as the real transports do, and does the writing itself.
 // Owned by World; one thread. Asks the Ledger before every write to memory.
 #pragma once
 

@@ -5,8 +5,9 @@
 #include <unistd.h>
 
 #include <array>
-#include <atomic>
+#include <mutex>
 #include <stdexcept>
+#include <string_view>
 
 #include "core/sabotage.h"
 #include "simulator/world.h"
@@ -14,38 +15,44 @@
 namespace tent::sim {
 namespace {
 
-std::atomic<std::uint64_t> running_seed{0};
+thread_local std::uint64_t running_seed = 0;
+
+void say_seed(int signal) {
+  std::array<char, 64> text{};
+  std::size_t length = text.size();
+  text[--length] = '\n';
+  std::uint64_t seed = running_seed;
+  do {
+    text[--length] = static_cast<char>('0' + seed % 10);
+  } while ((seed /= 10) != 0);
+  constexpr std::string_view what = "crashed in the schedule of seed ";
+  [[maybe_unused]] auto written = write(2, what.data(), what.size());
+  written = write(2, text.data() + length, text.size() - length);
+  ::signal(signal, SIG_DFL);
+  raise(signal);
+}
 
 // While schedules run, a crash says which seed it was before it goes its way.
 class CrashNote {
  public:
   CrashNote() {
-    struct sigaction action {};
-    action.sa_handler = [](int signal) {
-      std::array<char, 64> text{};
-      std::size_t length = text.size();
-      text[--length] = '\n';
-      std::uint64_t seed = running_seed;
-      do {
-        text[--length] = static_cast<char>('0' + seed % 10);
-      } while ((seed /= 10) != 0);
-      constexpr std::string_view what = "crashed in the schedule of seed ";
-      [[maybe_unused]] auto n = write(2, what.data(), what.size());
-      n = write(2, text.data() + length, text.size() - length);
-      ::signal(signal, SIG_DFL);
-      raise(signal);
-    };
+    const std::lock_guard lock(mutex_);
+    if (users_++ != 0) return;
+    struct sigaction action{};
+    action.sa_handler = say_seed;
     for (std::size_t i = 0; i < kSignals.size(); ++i) sigaction(kSignals[i], &action, &before_[i]);
   }
   ~CrashNote() {
-    for (std::size_t i = 0; i < kSignals.size(); ++i) {
-      sigaction(kSignals[i], &before_[i], nullptr);
-    }
+    const std::lock_guard lock(mutex_);
+    if (--users_ != 0) return;
+    for (std::size_t i = 0; i < kSignals.size(); ++i) sigaction(kSignals[i], &before_[i], nullptr);
   }
 
  private:
   static constexpr std::array<int, 4> kSignals{SIGSEGV, SIGABRT, SIGFPE, SIGBUS};
-  std::array<struct sigaction, 4> before_{};
+  static inline std::mutex mutex_;
+  static inline int users_ = 0;
+  static inline std::array<struct sigaction, 4> before_{};
 };
 
 class Sabotage {
@@ -87,7 +94,5 @@ Outcome simulate(const Plan& plan) {
   }
   return outcome;
 }
-
-std::uint64_t current_seed() { return running_seed; }
 
 }  // namespace tent::sim

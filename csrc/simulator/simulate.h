@@ -36,7 +36,4 @@ struct Outcome {
 // Throws std::invalid_argument for a sabotage or family that does not exist.
 Outcome simulate(const Plan& plan);
 
-// The seed that runs now in some thread, for whoever watches for a schedule that hangs.
-std::uint64_t current_seed();
-
 }  // namespace tent::sim

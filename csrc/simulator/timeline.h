@@ -1,6 +1,5 @@
-// Stage: tests. Simulated time: the events to come, earliest first, those of one moment in the order
-// in which they were planned.
-// Owned by World; one thread. Time never goes back.
+// Stage: tests. Simulated time: the events to come, earliest first, those of one moment in the
+// order in which they were planned. Owned by World; one thread. Time never goes back.
 #pragma once
 
 #include <algorithm>

@@ -1,6 +1,6 @@
-// Stage: tests. One transfer as the simulator knows it: which memory it may touch at both ends, what
-// must be there when it has succeeded, and which reasons it has to fail.
-// Values; owned by Ledger; one thread.
+// Stage: tests. One transfer as the simulator knows it: which memory it may touch at both ends,
+// what must be there when it has succeeded, and which reasons it has to fail. Values; owned by
+// Ledger; one thread.
 #pragma once
 
 #include <cstdint>
@@ -33,7 +33,7 @@ struct Tracked {
   TimeNs expires = kNever;  // simulated time
   bool cancel_asked = false;
   TimeNs stop_asked = kNever;  // when it was cancelled or expired, simulated time
-  bool unreachable = false;  // it asked for a rail that does not exist
+  bool unreachable = false;    // it asked for a rail that does not exist
 
   Layout local;
   std::uint64_t span = 0, span_bytes = 0;  // what it took from its process's arena

@@ -111,14 +111,20 @@ void check_success(World& world, Tracked& t, const Report& report) {
 
 void mark_failure(World& world, const Tracked& t) {
   switch (t.code) {
-    case Code::Cancelled: return world.coverage.mark(Seen::Cancelled);
-    case Code::Timeout: return world.coverage.mark(Seen::TimedOut);
-    case Code::PeerLost: return world.coverage.mark(Seen::PeerLost);
-    case Code::Mismatch: return world.coverage.mark(Seen::MismatchRefused);
-    case Code::Unreachable: return world.coverage.mark(Seen::UnreachableRefused);
+    case Code::Cancelled:
+      return world.coverage.mark(Seen::Cancelled);
+    case Code::Timeout:
+      return world.coverage.mark(Seen::TimedOut);
+    case Code::PeerLost:
+      return world.coverage.mark(Seen::PeerLost);
+    case Code::Mismatch:
+      return world.coverage.mark(Seen::MismatchRefused);
+    case Code::Unreachable:
+      return world.coverage.mark(Seen::UnreachableRefused);
     case Code::Access:
       return world.coverage.mark(t.excuses & kWithdrawn ? Seen::StaleRefused : Seen::AccessRefused);
-    default: return;
+    default:
+      return;
   }
 }
 
@@ -127,7 +133,8 @@ bool lost(World& world, std::uint32_t pairing_index, std::uint32_t process) {
   return pairing.lost[pairing.process[0] == process ? 0 : 1];
 }
 
-// Whether its process gave up the peer, or, of a receive from any source, one that may have matched.
+// Whether its process gave up the peer, or, of a receive from any source, one that may have
+// matched.
 bool given_up(World& world, const Tracked& t) {
   if (t.pairing != kNone) return lost(world, t.pairing, t.process);
   const auto& numbers = world.ledger.with_tag(t.tag);
@@ -149,14 +156,22 @@ bool other_half_failed(World& world, const Tracked& t) {
 
 bool has_reason(World& world, const Tracked& t) {
   switch (t.code) {
-    case Code::Ok: return true;
-    case Code::PeerLost: return given_up(world, t);
-    case Code::Access: return (t.excuses & (kForbidden | kWithdrawn)) != 0;
-    case Code::Unreachable: return (t.excuses & kForbidden) != 0;
-    case Code::Mismatch: return (t.excuses & kMismatched) != 0;
-    case Code::Timeout: return t.expires != kNever || other_half_failed(world, t);
-    case Code::Cancelled: return t.cancel_asked || other_half_failed(world, t);
-    case Code::Failed: return other_half_failed(world, t);
+    case Code::Ok:
+      return true;
+    case Code::PeerLost:
+      return given_up(world, t);
+    case Code::Access:
+      return (t.excuses & (kForbidden | kWithdrawn)) != 0;
+    case Code::Unreachable:
+      return (t.excuses & kForbidden) != 0;
+    case Code::Mismatch:
+      return (t.excuses & kMismatched) != 0;
+    case Code::Timeout:
+      return t.expires != kNever || other_half_failed(world, t);
+    case Code::Cancelled:
+      return t.cancel_asked || other_half_failed(world, t);
+    case Code::Failed:
+      return other_half_failed(world, t);
   }
   return false;
 }
@@ -191,8 +206,8 @@ void check_reasons(World& world) {
     const Tracked& t = world.ledger.at(i);
     if (!t.ended) world.ledger.fail(t, "P5: it never ended");
     if (!t.dead && !has_reason(world, t)) {
-      world.ledger.fail(t, "P4: failed with code " + std::to_string(int(t.code)) +
-                               " without a reason");
+      world.ledger.fail(
+          t, "P4: failed with code " + std::to_string(int(t.code)) + " without a reason");
     }
   }
 }

@@ -23,20 +23,29 @@ void Workload::build() {
 
 void Workload::operate() {
   switch (static_cast<OperationKind>(pick(world_.random, world_.profile.operation_weights))) {
-    case OperationKind::Message: return message(true, true, false);
-    case OperationKind::InOrder: return in_order();
-    case OperationKind::AnySource: return any_source();
+    case OperationKind::Message:
+      return message(true, true, false);
+    case OperationKind::InOrder:
+      return in_order();
+    case OperationKind::AnySource:
+      return any_source();
     case OperationKind::Lonely:
       return world_.random.chance(0.5) ? message(true, false, false) : message(false, true, false);
-    case OperationKind::Mismatched: return message(true, true, true);
-    case OperationKind::Write: return one_sided(Request::Op::Write, false, false);
-    case OperationKind::BlockWrite: return one_sided(Request::Op::Write, true, false);
-    case OperationKind::Read: return one_sided(Request::Op::Read, world_.random.chance(0.5), false);
+    case OperationKind::Mismatched:
+      return message(true, true, true);
+    case OperationKind::Write:
+      return one_sided(Request::Op::Write, false, false);
+    case OperationKind::BlockWrite:
+      return one_sided(Request::Op::Write, true, false);
+    case OperationKind::Read:
+      return one_sided(Request::Op::Read, world_.random.chance(0.5), false);
     case OperationKind::Forbidden:
       return one_sided(world_.random.chance(0.5) ? Request::Op::Read : Request::Op::Write,
                        world_.random.chance(0.5), true);
-    case OperationKind::Revoke: return revoke_blocks(world_);
-    default: return close_and_reopen(world_);
+    case OperationKind::Revoke:
+      return revoke_blocks(world_);
+    default:
+      return close_and_reopen(world_);
   }
 }
 
@@ -106,8 +115,8 @@ void Workload::submit(Tracked tracked, Request request, bool may_be_ended) {
     request.rails = draw_rails(tracked);
   }
   const std::uint32_t number = world_.ledger.add(std::move(tracked)).number;
-  world_.log("submit", process.index(), number, int(request.op), request.id,
-             request.local.bytes(), request.tag);
+  world_.log("submit", process.index(), number, int(request.op), request.id, request.local.bytes(),
+             request.tag);
   if (cancel_at != kNever) world_.timeline.plan(cancel_at, EventKind::Cancel, number);
   process.call([&](Node& node, TimeNs now) { node.submit(std::move(request), now); });
 }

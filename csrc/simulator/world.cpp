@@ -33,8 +33,8 @@ World::World(std::uint64_t seed, int forced_family, bool keep_text)
       reader(*this),
       workload(*this),
       faults(*this) {
-  journal.remark(0, "family " +
-                        std::string(kFamilyNames[static_cast<std::size_t>(profile.family)]));
+  journal.remark(0,
+                 "family " + std::string(kFamilyNames[static_cast<std::size_t>(profile.family)]));
   for (std::uint32_t i = 0; i < profile.processes; ++i) {
     processes.push_back(std::make_unique<Process>(*this, i, arena(i)));
     processes.back()->start();
@@ -59,22 +59,36 @@ void World::run() {
 
 void World::dispatch(const Event& e) {
   switch (e.kind) {
-    case EventKind::Arrive: return reader.arrive(*network.links()[e.a], static_cast<int>(e.b));
-    case EventKind::Up: return network.up(*network.links()[e.a], static_cast<int>(e.b));
-    case EventKind::Told: return network.told(*network.links()[e.a], static_cast<int>(e.b));
-    case EventKind::Connect: return network.connect(e.a, e.b);
-    case EventKind::Tick: return processes[e.a]->tick_due();
-    case EventKind::Operate: return workload.operate();
-    case EventKind::Post: return workload.post(e.a, static_cast<int>(e.b));
-    case EventKind::Cancel: return workload.cancel(e.a);
-    case EventKind::Strike: return faults.strike();
-    case EventKind::Resume: return faults.resume(e.a);
-    case EventKind::Restart: return faults.restart(e.a);
-    case EventKind::Abandon: return network.abandon(e.a, static_cast<int>(e.b));
+    case EventKind::Arrive:
+      return reader.arrive(*network.links()[e.a], static_cast<int>(e.b));
+    case EventKind::Up:
+      return network.up(*network.links()[e.a], static_cast<int>(e.b));
+    case EventKind::Told:
+      return network.told(*network.links()[e.a], static_cast<int>(e.b));
+    case EventKind::Connect:
+      return network.connect(e.a, e.b);
+    case EventKind::Tick:
+      return processes[e.a]->tick_due();
+    case EventKind::Operate:
+      return workload.operate();
+    case EventKind::Post:
+      return workload.post(e.a, static_cast<int>(e.b));
+    case EventKind::Cancel:
+      return workload.cancel(e.a);
+    case EventKind::Strike:
+      return faults.strike();
+    case EventKind::Resume:
+      return faults.resume(e.a);
+    case EventKind::Restart:
+      return faults.restart(e.a);
+    case EventKind::Abandon:
+      return network.abandon(e.a, static_cast<int>(e.b));
     case EventKind::NoRails:
       return network.no_rails(e.a, static_cast<int>(e.b & 1), static_cast<RailKinds>(e.b >> 1));
-    case EventKind::Review: return review();
-    case EventKind::Finish: return finish();
+    case EventKind::Review:
+      return review();
+    case EventKind::Finish:
+      return finish();
   }
 }
 
