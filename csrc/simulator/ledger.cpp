@@ -135,6 +135,7 @@ void Ledger::ended(std::uint32_t process, const Report& report) {
     // it back. What the owner himself withdrew is his until his Node says that nobody copies it any
     // more.
     const bool withdrawn = (t.excuses & kWithdrawn) != 0;
+    if (unanswered && !given_up) world_.coverage.mark(Seen::CancelUnanswered);
     if (!given_up && !unanswered && !withdrawn) release_remote(t);
   }
   world_.workload.after_end(t);

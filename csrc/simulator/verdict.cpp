@@ -104,7 +104,6 @@ void check_success(World& world, Tracked& t, const Report& report) {
   }
   if (t.bytes == 0) world.coverage.mark(Seen::EmptyDone);
   if (t.scattered) world.coverage.mark(Seen::ScatteredDone);
-  if (t.cancel_asked) world.coverage.mark(Seen::CancelTooLate);
   if (report.retries != 0) world.coverage.mark(Seen::Resent);
   if (report.fences != 0) world.coverage.mark(Seen::HealedWithoutError);
 }

@@ -24,11 +24,11 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser("python -m torch_tent.simulator", description=__doc__)
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.add_argument("--seed", type=int, help="the first seed; drawn when it is not given")
-    parser.add_argument("--schedules", type=int, default=1, help="how many seeds, one after another")
+    parser.add_argument("--schedules", type=int, default=1, help="how many seeds")
     parser.add_argument("--workers", type=int, default=os.cpu_count() or 1, help="threads")
-    parser.add_argument("--family", choices=FAMILIES, default="", help="only this kind of schedule")
+    parser.add_argument("--family", choices=FAMILIES, default="", help="only this kind")
     parser.add_argument("--sabotage", choices=SABOTAGES, default="", help="break a rule on purpose")
-    parser.add_argument("--log", action="store_true", help="print what happened in the one schedule")
+    parser.add_argument("--log", action="store_true", help="print every event")
     parser.add_argument("--json", action="store_true", help="print the result as JSON")
     given = parser.parse_args(arguments)
     if given.seed is None:
@@ -62,9 +62,7 @@ def main() -> int:
     """Runs, prints, and returns the exit status."""
     given = parse()
     if given.log:
-        outcome = _simulator.run(
-            given.seed, family=given.family, sabotage=given.sabotage, log=True
-        )
+        outcome = _simulator.run(given.seed, family=given.family, sabotage=given.sabotage, log=True)
         print("\n".join(outcome["log"]))
         print(f"hash {outcome['hash']:016x}")
         return 1 if outcome["failures"] else 0
