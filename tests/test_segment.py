@@ -1,4 +1,4 @@
-"""Tests of torch_tent.segment: views mean what they mean for tensors, rights and life spans hold."""
+"""Tests of torch_tent.segment: views mean what they mean for tensors; rights and life spans."""
 
 from __future__ import annotations
 
@@ -155,7 +155,7 @@ def test_what_does_not_fit_is_named_at_the_call(pair: Pair) -> None:
 def test_rights_are_checked_at_the_call(pair: Pair) -> None:
     _, readable = shared(pair, torch.zeros(3), "read")
     _, writable = shared(pair, torch.zeros(3), "write")
-    with pytest.raises(tent.AccessError, match="allows 'read', not to write.*access='write'"):
+    with pytest.raises(tent.AccessError, match=r"allows 'read', not to write.*access='write'"):
         pair.a.write(torch.ones(3), readable)
     with pytest.raises(tent.AccessError, match="allows 'write', not to read"):
         pair.a.read(writable)
@@ -203,7 +203,8 @@ def test_a_segment_stays_open_as_long_as_its_memory_lives(pair: Pair) -> None:
     memory, array = torch.full((3,), 4.0), np.full(3, 5.0)
     remotes: list[Any] = [pair.a.open(pair.b.register(x).ticket()) for x in (memory[:2], array)]
     gc.collect()
-    assert [pair.a.read(r).wait(WAIT_S).tolist() for r in remotes] == [[4, 4], [5, 5, 5]]  # type: ignore[union-attr]
+    found: list[Any] = [pair.a.read(remote).wait(WAIT_S) for remote in remotes]
+    assert [x.tolist() for x in found] == [[4, 4], [5, 5, 5]]
     kept = memory[2:]
     del memory, array
     gc.collect()
@@ -225,7 +226,7 @@ def test_tickets_that_are_none_are_named(pair: Pair) -> None:
     for bad in (b"", b"hello", good[:-1], good + b"x", good[:40] + b"\0" + good[41:]):
         with pytest.raises(tent.TicketError):
             pair.a.open(bad)
-    with pytest.raises(tent.TentError, match="own memory.*copy_"):
+    with pytest.raises(tent.TentError, match=r"own memory.*copy_"):
         pair.b.open(good)
     honest = Ticket.decode(good)
     strange = TensorLayout(0, 0, (3,), (4,), "float5_e1m1", 4)

@@ -11,7 +11,6 @@ from __future__ import annotations
 import asyncio
 import atexit
 import contextlib
-import ctypes
 import logging
 import os
 import socket
@@ -32,7 +31,6 @@ from .switchboard import Switchboard
 
 EVENTS_WAIT_S = 0.25
 JOIN_S = 5.0
-PR_SET_PTRACER, PR_SET_PTRACER_ANY = 0x59616D61, -1  # <linux/prctl.h>
 
 log = logging.getLogger("torch_tent")
 _living: weakref.WeakSet[ControlPlane] = weakref.WeakSet()
@@ -75,8 +73,8 @@ class ControlPlane:
         except BaseException:
             self._close_sockets()
             raise
-        if "cma" in settings.transports:
-            _allow_cma()
+        if "cma" in settings.transports and topology.allow_reading():
+            log.info("ptrace_scope is 1: other processes of this user may now read this one (cma)")
         self._site = Site(engine, native, settings, card, ends)
         self._start()
 
@@ -237,14 +235,6 @@ def _make_card(engine: EngineLinks, settings: Settings, name: str, addresses: li
         probe_address=probe_address,
         probe_value=probe_value,
     )
-
-
-def _allow_cma() -> None:
-    """Where Yama lets only ancestors read a process, lets those of the same user do it too."""
-    if topology.memory().ptrace_scope == 1:
-        prctl = ctypes.CDLL(None).prctl
-        prctl(PR_SET_PTRACER, ctypes.c_long(PR_SET_PTRACER_ANY), 0, 0, 0)
-        log.info("kernel.yama.ptrace_scope is 1: this process lets its user's others read it (cma)")
 
 
 def _linked(contact: Contact, kind: str) -> bool:

@@ -1,0 +1,49 @@
+"""Stage: demo. What every process of a run is told, and the addresses of its rails.
+
+Made by the parent process, sent to its children; values, any thread. What always holds: the
+engines and the relays of one rail have loopback addresses of their own, so that who talks to whom
+can be seen on the network, and no root is needed.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch_tent.demo.model import Shape
+from torch_tent.settings import Settings
+
+PATIENCE_S = 120.0  # For a process to start, or to say what it has done.
+THREADS = 1  # Of torch, in every process: sums are then the same, and a processor stays free.
+TRANSFER_S_MAX = 60.0  # No write takes longer, whatever happens to the rails.
+
+
+@dataclass(frozen=True)
+class Plan:
+    """One run: the model, the prompt's tokens, the rails, and the secret both engines know."""
+
+    shape: Shape
+    prompt: list[int]
+    rails: int
+    secret: bytes
+
+    def settings(self, process: str) -> Settings:
+        """TCP alone, one rail per address; every slice is recorded."""
+        return Settings(
+            transports=("tcp",),
+            rails=tuple(hosts(process, self.rails)),
+            secret=self.secret,
+            trace=True,
+        )
+
+
+NETWORKS = {"prefill": 1, "relay": 2, "decode": 3}
+
+
+def hosts(who: str, rails: int) -> list[str]:
+    """The addresses of the prefill engine, the relays or the decode engine, one per rail."""
+    return [f"127.0.{NETWORKS[who]}.{rail + 1}" for rail in range(rails)]
+
+
+def note_of(chunk: int, layer: int) -> bytes:
+    """The notification of one layer of one chunk."""
+    return f"chunk {chunk} layer {layer}".encode()
