@@ -70,7 +70,7 @@ def work(line: Line, plan: Plan) -> None:
                 began_ns=began_ns,
                 prefilled_ns=prefilled_ns,
                 sent=sent,
-                trace=engine.take_trace(),
+                trace=engine.native.take_trace(),
                 fences=sender.fences(),
                 digest=digest.hexdigest(),
             )
