@@ -8,26 +8,15 @@ from __future__ import annotations
 
 import hashlib
 import time
-from collections.abc import Sequence
-from dataclasses import dataclass
 
 import torch
 
 import torch_tent as tent
 from torch_tent.demo.children import Line
-from torch_tent.demo.model import build, chunks, generate, paged_cache
+from torch_tent.demo.model import build, empty_pages, generate, paged_cache
 from torch_tent.demo.plan import PATIENCE_S, THREADS, TRANSFER_S_MAX, Plan, note_of
-
-
-@dataclass(frozen=True)
-class Decoded:
-    """What the process tells at its end. `logits` is [tokens, vocabulary]."""
-
-    landed_ns: dict[bytes, int]
-    tokens: Sequence[int]
-    tokens_ns: Sequence[int]
-    logits: list[list[float]]
-    digest: str
+from torch_tent.demo.prompt import chunks
+from torch_tent.demo.told import Decoded
 
 
 def work(line: Line, plan: Plan) -> None:
@@ -38,7 +27,7 @@ def work(line: Line, plan: Plan) -> None:
     blocks = shape.blocks(len(plan.prompt) + shape.generated)
     # As in a server that has been running for a while: free blocks lie anywhere.
     table = torch.randperm(blocks, generator=torch.Generator().manual_seed(shape.seed))
-    pages = [shape.empty_layer(blocks) for _ in range(shape.layers)]
+    pages = empty_pages(shape, blocks)
     engine = tent.Engine(plan.settings("decode"))
     try:
         with tent.KVCache(pages, block_dim=1, access="write", engine=engine) as cache:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from torch_tent.demo.model import Shape
+from torch_tent.demo.prompt import Shape
 from torch_tent.settings import Settings
 
 PATIENCE_S = 120.0  # For a process to start, or to say what it has done.
@@ -27,12 +27,11 @@ class Plan:
     secret: bytes
 
     def settings(self, process: str) -> Settings:
-        """TCP alone, one rail per address; every slice is recorded."""
+        """TCP alone, one rail per address."""
         return Settings(
             transports=("tcp",),
             rails=tuple(hosts(process, self.rails)),
             secret=self.secret,
-            trace=True,
         )
 
 

@@ -9,38 +9,15 @@ from __future__ import annotations
 
 import hashlib
 import time
-from collections.abc import Sequence
-from dataclasses import dataclass
 
 import torch
 
 import torch_tent as tent
 from torch_tent.demo.children import Line
-from torch_tent.demo.model import Chunk, Shape, build, paged_cache, prefill
+from torch_tent.demo.model import build, empty_pages, paged_cache, prefill
 from torch_tent.demo.plan import PATIENCE_S, THREADS, TRANSFER_S_MAX, Plan, note_of
-
-
-@dataclass(frozen=True)
-class Sent:
-    """One write as this process saw it."""
-
-    chunk: int
-    layer: int
-    bytes: int
-    began_ns: int
-    ended_ns: int
-
-
-@dataclass(frozen=True)
-class Prefilled:
-    """What the process tells at its end. `trace` is the engine's record of every slice."""
-
-    began_ns: int
-    prefilled_ns: int
-    sent: Sequence[Sent]
-    trace: Sequence[tuple[int, int, str, int, int, int, int, bool]]
-    fences: int
-    digest: str
+from torch_tent.demo.prompt import Chunk, Shape
+from torch_tent.demo.told import Prefilled, Sent
 
 
 def work(line: Line, plan: Plan) -> None:
@@ -49,8 +26,9 @@ def work(line: Line, plan: Plan) -> None:
     torch.set_num_threads(THREADS)
     model = build(shape)
     blocks = shape.blocks(len(plan.prompt))
-    pages = [shape.empty_layer(blocks) for _ in range(shape.layers)]
+    pages = empty_pages(shape, blocks)
     engine = tent.Engine(plan.settings("prefill"))
+    engine.native.trace(True)
     try:
         with tent.KVCache(pages, block_dim=1, engine=engine) as cache:
             line.tell("ready")
