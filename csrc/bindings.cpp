@@ -1,6 +1,6 @@
-// Stage: api. Module torch_tent._engine: the data plane for Python; torch_tent/_engine.pyi says what
-// each call does. Thread: Python's. Engines that are still open when the interpreter ends are closed
-// before it, while their callbacks can still run.
+// Stage: api. Module torch_tent._engine: the data plane for Python; torch_tent/_engine.pyi says
+// what each call does. Thread: Python's. Engines that are still open when the interpreter ends are
+// closed before it, while their callbacks can still run.
 #include "bindings/bindings.h"
 
 #include <pybind11/stl.h>
@@ -28,10 +28,14 @@ TimeNs time_of(const py::handle& seconds) {
 CoreSettings settings_of(const py::dict& given) {
   CoreSettings settings;
   const std::map<std::string, std::function<void(const py::handle&)>> known{
-      {"slice_bytes_min", [&](auto& v) { settings.slice_bytes_min = v.template cast<std::uint64_t>(); }},
-      {"slice_bytes_max", [&](auto& v) { settings.slice_bytes_max = v.template cast<std::uint64_t>(); }},
-      {"inline_bytes_max", [&](auto& v) { settings.inline_bytes_max = v.template cast<std::uint64_t>(); }},
-      {"eager_bytes_max", [&](auto& v) { settings.eager_bytes_max = v.template cast<std::uint64_t>(); }},
+      {"slice_bytes_min",
+       [&](auto& v) { settings.slice_bytes_min = v.template cast<std::uint64_t>(); }},
+      {"slice_bytes_max",
+       [&](auto& v) { settings.slice_bytes_max = v.template cast<std::uint64_t>(); }},
+      {"inline_bytes_max",
+       [&](auto& v) { settings.inline_bytes_max = v.template cast<std::uint64_t>(); }},
+      {"eager_bytes_max",
+       [&](auto& v) { settings.eager_bytes_max = v.template cast<std::uint64_t>(); }},
       {"slice_time_s", [&](auto& v) { settings.slice_time = time_of(v); }},
       {"target_delay_s", [&](auto& v) { settings.target_delay = time_of(v); }},
       {"overdue_min_s", [&](auto& v) { settings.overdue_min = time_of(v); }},
@@ -82,7 +86,11 @@ PYBIND11_MODULE(_engine, module) {
   bind_layout(module);
   bind_operation(module);
   EngineClass engine(module, "Engine");
-  engine.def(py::init(&make_engine), py::arg("settings")).def("close", &close_engine);
+  engine.def(py::init(&make_engine), py::arg("settings"))
+      .def("close", &close_engine)
+      .def_property_readonly("c_api", [](const Engine& self) {
+        return py::capsule(self.c_api(), "torch_tent.engine");
+      });
   bind_transfers(engine);
   bind_memory(module, engine);
   bind_peers(module, engine);

@@ -26,6 +26,7 @@ def card(**changes: Any) -> Card:
         name="host:77",
         addresses=ADDRESSES,
         listed=False,
+        transports=("shm", "cma", "tcp"),
         local_name="torch_tent/00",
         probe_address=0x7F0000001000,
         probe_value=(1 << 64) - 1,
@@ -98,7 +99,7 @@ def test_foreign_bytes_and_other_kinds_are_told_apart() -> None:
         Ticket.decode(ticket().encode() + b"abc")
 
 
-@pytest.mark.parametrize(("protocol", "place"), [(2, "here"), (0, "where it was made")])
+@pytest.mark.parametrize(("protocol", "place"), [(2, "here"), (0, "there")])
 def test_another_version_says_who_must_upgrade(protocol: int, place: str) -> None:
     data = bytearray(ticket().encode())
     data[5] = protocol
@@ -137,6 +138,7 @@ def test_a_ticket_that_lies_about_its_memory_is_refused(changes: dict[str, Any])
         {"name": "x" * 201},
         {"local_name": "x" * 101},
         {"pid": 0},
+        {"transports": ("tcp",) * 9},
         {"probe_value": 1 << 64},
     ],
 )
@@ -154,6 +156,8 @@ def test_a_card_that_cannot_be_is_refused(changes: dict[str, Any]) -> None:
         ("10.0.0.1", 0, "eth0", 24, 0),
         ("10.0.0.1", 1, "eth0", 33, 0),
         ("10.0.0.1", 1, "e" * 17, 24, 0),
+        ("10.0.0.1", 1, "eth0", 24, -1),
+        ("10.0.0.1", 1, "eth0", 24, 0, 32),
     ],
 )
 def test_an_address_that_cannot_be_is_refused(fields: tuple[Any, ...]) -> None:
@@ -162,6 +166,6 @@ def test_an_address_that_cannot_be_is_refused(fields: tuple[Any, ...]) -> None:
 
 
 def test_the_largest_card_fits_into_a_handshake_message() -> None:
-    address = Address("fd00:1111:2222:3333:4444:5555:6666:7777", 65535, "e" * 16, 128, 1 << 40)
+    address = Address("fd00:1111:2222:3333:4444:5555:6666:7777", 65535, "e" * 16, 128, 1 << 40, 31)
     largest = card(addresses=(address,) * 32, name="x" * 200, local_name="y" * 100)
     assert len(largest.encode()) < 3072

@@ -1,5 +1,8 @@
 """The data plane as Python sees it: addresses in, completions out; knows nothing of tensors.
 
+An engine is one object with four roles, described one by one: `_Transfers`, `_Memory`, `_Peers`
+and `_Eyes` are names of this file only.
+
 Every call releases the GIL where it may wait. Times are seconds. A `Layout` is made of parts
 `(base, plane, piece_bytes, dims, blocks)`, `dims` a sequence of `(count, stride_bytes)`.
 """
@@ -39,15 +42,10 @@ class Operation:
         """bytes, seconds, rails {name: (bytes, slices)}, retries, fences, path, peer."""
     def cancel(self) -> None: ...
 
-class Engine:
-    def __init__(self, settings: dict[str, float | int | bool]) -> None:
-        """Starts the progress and notifier threads."""
+class _Transfers:
+    """options: priority 0|1, timeout s, deadline s, rails mask (see RailKind), each may be left
+    out."""
 
-    @property
-    def c_api(self) -> object:
-        """PyCapsule "torch_tent.engine" with the function table of csrc/engine/c_api.h."""
-    # ---- transfers ---------------------------------------------------------------------------
-    # options: priority 0|1, timeout s, deadline s, rails mask (see RailKind); each may be left out
     def send(
         self, peer: int, context: int, tag: int, meta: int, local: Layout, options: dict[str, Any]
     ) -> Operation: ...
@@ -82,7 +80,7 @@ class Engine:
         options: dict[str, Any],
     ) -> Operation: ...
     def on_done(self, callback: Callable[[list[int]], None]) -> None:
-        """`callback` gets the ids of ended transfers that were `watch`ed, on the notifier thread."""
+        """`callback` gets the ids of ended `watch`ed transfers, on the notifier thread."""
     def watch(self, operation: Operation, soon: bool) -> None:
         """Asks for `on_done` for this transfer, once; at once when it has already ended.
 
@@ -90,20 +88,26 @@ class Engine:
         milliseconds, many at a time, and not at all when `Operation.wait` has returned True before:
         this costs the caller of a small message nothing.
         """
-    # ---- memory ------------------------------------------------------------------------------
+
+class _Memory:
     def register(
-        self, planes: Sequence[tuple[int, int]], readable: bool, writable: bool, blocks: int
+        self, planes: Sequence[tuple[int, int, int]], readable: bool, writable: bool, blocks: int
     ) -> tuple[int, int]:
-        """planes (address, bytes) -> (segment id, key)."""
-    def close_segment(self, segment: int) -> None: ...
-    def revoke(self, segment: int, blocks: np.ndarray[Any, Any]) -> int: ...
+        """planes (address, bytes, bytes from one block to the next or 0) -> (segment id, key)."""
+    def close_segment(self, segment: int) -> None:
+        """Returns when nothing can land in it, and nothing is read from it, any more."""
+    def revoke(self, segment: int, blocks: np.ndarray[Any, Any]) -> int:
+        """The new epoch; blocks are int64. Returns as `close_segment` does."""
     def epoch(self, segment: int) -> int: ...
     def notifications(self, segment: int) -> list[tuple[int, bytes]]:
         """Takes the waiting (peer, payload) pairs."""
     def wait_notification(self, segment: int, timeout: float | None) -> bool: ...
     def allocate(self, bytes: int) -> SharedMemory:
         """Shareable memory (memfd, huge pages advised); unmapped when the object goes."""
-    # ---- peers and links (for the control plane) -----------------------------------------------
+
+class _Peers:
+    """Peers and their links, for the control plane."""
+
     def add_peer(self, name: str) -> int: ...
     def lose_peer(self, peer: int, reason: str) -> None: ...
     def alive(self, peer: int) -> bool: ...
@@ -120,13 +124,16 @@ class Engine:
     ) -> None:
         """kind "tcp" | "shm" | "cma". Takes the descriptors over, also when it raises."""
     def close_link(self, link: int, reason: str) -> None: ...
+    def no_rails(self, peer: int, rails: int, reason: str) -> None:
+        """No rail of this mask can be made to the peer: transfers that need one fail."""
     def next_events(self, timeout: float | None) -> list[tuple[str, int, int, str, str]]:
         """What the control plane must know: ("dial", peer, rails mask, "", ""),
         ("down", peer, link, rail, reason), ("lost", peer, 0, "", reason). Waits up to `timeout`;
         empty when it passed; raises RuntimeError once the engine is closed."""
     def probe_word(self) -> tuple[int, int]:
         """(address, value) of a random 8-byte word, for a peer's CMA probe."""
-    # ---- eyes --------------------------------------------------------------------------------
+
+class _Eyes:
     def stats(self) -> dict[str, Any]:
         """Counters since the engine began, as plain values:
 
@@ -143,6 +150,14 @@ class Engine:
     def trace(self, on: bool) -> None: ...
     def take_trace(self) -> list[tuple[int, int, str, int, int, int, int, bool]]:
         """(flow, peer, rail, offset, bytes, posted_ns, ended_ns, acked), oldest first."""
+
+class Engine(_Transfers, _Memory, _Peers, _Eyes):
+    def __init__(self, settings: dict[str, float | int | bool]) -> None:
+        """Starts the progress and notifier threads."""
+
+    @property
+    def c_api(self) -> object:
+        """PyCapsule "torch_tent.engine" with the function table of csrc/engine/c_api.h."""
     def close(self) -> None:
         """Says bye, ends every transfer, joins the threads. Idempotent."""
 

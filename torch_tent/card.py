@@ -42,6 +42,7 @@ class Address(msgspec.Struct, frozen=True, array_like=True):
     interface: str
     prefix: int  # length of its subnet's prefix
     speed_mbit: int  # 0: unknown
+    rail: int = 0  # its rail's place in the list; addresses of one rail are alternatives
 
     def __post_init__(self) -> None:
         address = ipaddress.ip_address(self.host)
@@ -50,6 +51,7 @@ class Address(msgspec.Struct, frozen=True, array_like=True):
         _check(0 <= self.prefix <= address.max_prefixlen, f"prefix /{self.prefix} is none")
         _check(len(self.interface.encode()) <= INTERFACE_BYTES_MAX, "interface name too long")
         _check(0 <= self.speed_mbit <= SPEED_MBIT_MAX, f"speed {self.speed_mbit} is none")
+        _check(0 <= self.rail < ADDRESSES_MAX, f"rail {self.rail} is none")
 
 
 class Card(msgspec.Struct, frozen=True, array_like=True):
@@ -62,7 +64,8 @@ class Card(msgspec.Struct, frozen=True, array_like=True):
     name: str  # for people: host name and process id, or what the engine was named
     addresses: tuple[Address, ...]
     listed: bool  # its rails were listed by hand: the i-th is meant for the i-th
-    local_name: str  # abstract Unix socket, without the leading zero byte
+    transports: tuple[str, ...]  # what it is ready to use, of "shm", "cma", "tcp"
+    local_name: str  # abstract Unix socket, without the leading zero byte; "": it has none
     probe_address: int  # a word of its memory, for the test whether it can be read directly
     probe_value: int
 
@@ -72,6 +75,8 @@ class Card(msgspec.Struct, frozen=True, array_like=True):
         _check(len(self.name.encode()) <= NAME_BYTES_MAX, "the name is too long")
         _check(len(self.local_name.encode()) <= 100, "the Unix socket's name is too long")
         _check(0 < self.pid < 1 << 31 and 0 <= self.uid < 1 << 32, "no such process or user")
+        short = all(len(name) <= 8 for name in self.transports)
+        _check(len(self.transports) <= 8 and short, "the list of transports is too long")
         for word in (self.probe_address, self.probe_value):
             _check(0 <= word < 1 << 64, "the probe word has no 64 bits")
 
@@ -82,9 +87,12 @@ class Card(msgspec.Struct, frozen=True, array_like=True):
     @staticmethod
     def decode(data: bytes | bytearray | memoryview) -> Card:
         """The card in these bytes. Raises TicketError for bytes that are not one."""
-        return envelope.unwrap(b"C", data, Card)
+        return envelope.unwrap(b"C", data, _decoder)
 
 
 def _check(good: bool, complaint: str) -> None:
     if not good:
         raise ValueError(complaint)
+
+
+_decoder = msgspec.msgpack.Decoder(Card)

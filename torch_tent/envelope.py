@@ -11,16 +11,27 @@ import zlib
 from typing import TypeVar
 
 import msgspec
+from msgspec.msgpack import Decoder
 
 from .errors import TicketError
 
-PROTOCOL = 1  # Grows with every change of the wire format, the handshake, cards or tickets.
+# Grows with every change of the wire format, the handshake, cards or tickets. The header itself
+# stays as it is for ever: it must tell any version that it is another one.
+PROTOCOL = 1
 MAGIC = b"TENT"
 _HEADER = struct.Struct("<4scBxxII")  # magic, kind, protocol, body bytes, CRC-32 of the body
 HEADER_BYTES = _HEADER.size
 _NAMES = {b"T": "ticket", b"C": "card", b"H": "handshake message"}
 
-S = TypeVar("S", bound=msgspec.Struct)
+S = TypeVar("S")
+
+
+class ForeignError(TicketError):
+    """Bytes that torch_tent did not make."""
+
+
+class VersionError(TicketError):
+    """Bytes of another version of torch_tent."""
 
 
 def wrap(kind: bytes, value: msgspec.Struct) -> bytes:
@@ -34,15 +45,14 @@ def body_bytes(kind: bytes, header: bytes) -> int:
     name = _NAMES[kind]
     if header[:4] != MAGIC[: len(header)] or not header:
         begin = f"they begin with {header!r}" if header else "there are none"
-        raise TicketError(f"these bytes are not a {name} of torch_tent: {begin}")
+        raise ForeignError(f"these bytes are not a {name} of torch_tent: {begin}")
     if len(header) < HEADER_BYTES:
         raise TicketError(f"the {name} is truncated: {len(header)} bytes are not even its header")
     _, found, protocol, length, _ = _HEADER.unpack(header)
     if protocol != PROTOCOL:
-        newer = protocol > PROTOCOL
-        raise TicketError(
+        raise VersionError(
             f"{name} of protocol {protocol}, this is protocol {PROTOCOL}: upgrade torch_tent "
-            f"{'here' if newer else 'where it was made'}, so that both ends have one version"
+            f"{'here' if protocol > PROTOCOL else 'there'}, so that both ends have one version"
         )
     if found != kind:
         what = _NAMES.get(found, "something unknown")
@@ -50,7 +60,7 @@ def body_bytes(kind: bytes, header: bytes) -> int:
     return int(length)
 
 
-def unwrap(kind: bytes, data: bytes | bytearray | memoryview, of: type[S]) -> S:
+def unwrap(kind: bytes, data: bytes | bytearray | memoryview, decoder: Decoder[S]) -> S:
     """The value in `data`. Raises TicketError for foreign, truncated, damaged or too new bytes."""
     name = _NAMES[kind]
     data = bytes(data)
@@ -65,6 +75,6 @@ def unwrap(kind: bytes, data: bytes | bytearray | memoryview, of: type[S]) -> S:
     if zlib.crc32(body) != _HEADER.unpack_from(data)[4]:
         raise TicketError(f"the {name} is damaged: its checksum is wrong")
     try:
-        return msgspec.msgpack.decode(body, type=of)
+        return decoder.decode(body)
     except (msgspec.DecodeError, RecursionError) as error:
         raise TicketError(f"the {name} is malformed: {error}") from None

@@ -55,9 +55,10 @@ class Ticket(msgspec.Struct, frozen=True, array_like=True):
     access: str
     device: str
     planes_bytes: tuple[int, ...]  # the segment's pieces of memory
-    tensors: tuple[TensorLayout, ...]  # one for a tensor, one per layer for a block cache
+    tensors: tuple[TensorLayout, ...]  # one for a tensor, `per_layer` per layer for a block cache
     block_dim: int | None = None  # the dimension that counts blocks; None: not a block cache
     blocks: int = 0
+    per_layer: int = 1  # two where keys and values of a layer are apart
 
     def __post_init__(self) -> None:
         _check(0 <= self.segment < 1 << 32 and 0 <= self.epoch < 1 << 32, "no such segment")
@@ -66,6 +67,8 @@ class Ticket(msgspec.Struct, frozen=True, array_like=True):
         _check(len(self.device) <= 32, "the device's name is too long")
         _check(all(0 <= size <= INT64_MAX for size in self.planes_bytes), "a plane's size")
         _check(len(self.tensors) > 0, "no tensor")
+        whole = self.per_layer > 0 and len(self.tensors) % self.per_layer == 0
+        _check(whole, f"{len(self.tensors)} tensors are no layers of {self.per_layer}")
         for tensor in self.tensors:
             _check(tensor.plane < len(self.planes_bytes), f"plane {tensor.plane} is not there")
             low, high = tensor.extent()
@@ -83,9 +86,12 @@ class Ticket(msgspec.Struct, frozen=True, array_like=True):
     @staticmethod
     def decode(data: bytes | bytearray | memoryview) -> Ticket:
         """The ticket in these bytes. Raises TicketError for bytes that are not one."""
-        return envelope.unwrap(b"T", data, Ticket)
+        return envelope.unwrap(b"T", data, _decoder)
 
 
 def _check(good: bool, complaint: str) -> None:
     if not good:
         raise ValueError(complaint)
+
+
+_decoder = msgspec.msgpack.Decoder(Ticket)

@@ -1,6 +1,6 @@
 // Stage: api, its C++ side. The pieces of module torch_tent._engine; one file each.
-// Thread: Python's. The GIL is let go wherever a call waits or may hold the engine lock for long, and
-// is never taken while the engine lock is held.
+// Thread: Python's. The GIL is let go wherever a call waits or may hold the engine lock for long,
+// and is never taken while the engine lock is held.
 #pragma once
 
 #include <pybind11/pybind11.h>
@@ -27,7 +27,8 @@ void bind_statistics(EngineClass& engine);
 
 // A time `timeout` seconds from now; None is kNever.
 TimeNs deadline_of(const py::object& timeout);
-// Waits in pieces so that Ctrl-C is heard. `wait(until)` runs without the GIL and is true at the end.
+// Waits in pieces so that Ctrl-C is heard. `wait(until)` runs without the GIL and is true at the
+// end.
 bool wait_with_signals(TimeNs until, const std::function<bool(TimeNs)>& wait);
 
 // Runs `body(held)` under the engine lock. The GIL is kept when the lock is free and the work is

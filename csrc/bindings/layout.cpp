@@ -1,10 +1,11 @@
 // Stage: api. Layout: where bytes lie, from Python tuples. Index lists are copied once, in C++.
 // Thread: Python's, with the GIL. A layout that came through here cannot overflow.
+#include "core/layout.h"
+
 #include <pybind11/numpy.h>
 #include <pybind11/stl.h>
 
 #include "bindings/bindings.h"
-#include "core/layout.h"
 
 namespace tent::bindings {
 namespace {

@@ -4,6 +4,7 @@
 #include <pybind11/stl.h>
 #include <sys/random.h>
 
+#include <array>
 #include <cerrno>
 #include <string>
 #include <system_error>
@@ -24,11 +25,10 @@ std::uint64_t random_word() {
   return word;
 }
 
-py::tuple register_segment(Engine& engine,
-                           const std::vector<std::pair<std::uint64_t, std::uint64_t>>& planes,
+py::tuple register_segment(Engine& engine, const std::vector<std::array<std::uint64_t, 3>>& planes,
                            bool readable, bool writable, std::uint64_t blocks) {
   std::vector<Plane> all;
-  for (const auto& [address, bytes] : planes) all.push_back({address, bytes});
+  for (const auto& [address, bytes, step] : planes) all.push_back({address, bytes, step});
   const auto [id, key] = under_lock(engine, true, [&](Held& held) {
     const Segment& segment =
         held->node().segments().add(all, readable, writable, blocks, random_word());
@@ -38,10 +38,8 @@ py::tuple register_segment(Engine& engine,
 }
 
 void close_segment(Engine& engine, SegmentId segment) {
-  under_lock(engine, false, [&](Held& held) {
-    held->node().close_segment(segment, now_ns());
-    held->bells.ring(segment, held->operations.aftermath());
-  });
+  const py::gil_scoped_release release;
+  engine.close_segment(segment);
 }
 
 // Throws when there is no such segment (any more).
@@ -52,19 +50,18 @@ Segment& open_segment(Held& held, SegmentId id) {
 }
 
 std::uint32_t revoke(Engine& engine, SegmentId segment, const py::handle& blocks) {
-  using Indices = py::array_t<std::int64_t, py::array::c_style | py::array::forcecast>;
-  const auto indices = py::cast<Indices>(blocks);
+  using Indices = py::array_t<std::int64_t, py::array::c_style>;
+  if (!py::isinstance<Indices>(blocks)) {
+    throw py::type_error("blocks must be a contiguous NumPy array of int64");
+  }
+  const auto indices = py::reinterpret_borrow<Indices>(blocks);
   const std::vector<std::int64_t> all(indices.data(), indices.data() + indices.size());
-  return under_lock(engine, false, [&](Held& held) {
-    open_segment(held, segment);
-    held->node().revoke(segment, all, now_ns());
-    return open_segment(held, segment).epoch;
-  });
+  const py::gil_scoped_release release;
+  return engine.revoke(segment, all);
 }
 
 std::uint32_t epoch(Engine& engine, SegmentId segment) {
-  return under_lock(engine, true,
-                    [&](Held& held) { return open_segment(held, segment).epoch; });
+  return under_lock(engine, true, [&](Held& held) { return open_segment(held, segment).epoch; });
 }
 
 py::list notifications(Engine& engine, SegmentId segment) {
@@ -79,9 +76,8 @@ py::list notifications(Engine& engine, SegmentId segment) {
 }
 
 bool wait_notification(Engine& engine, SegmentId segment, const py::object& timeout) {
-  return wait_with_signals(deadline_of(timeout), [&](TimeNs until) {
-    return engine.wait_notification(segment, until);
-  });
+  return wait_with_signals(deadline_of(timeout),
+                           [&](TimeNs until) { return engine.wait_notification(segment, until); });
 }
 
 std::unique_ptr<SharedMemory> allocate(std::shared_ptr<Engine> engine, std::size_t bytes) {
@@ -94,9 +90,9 @@ std::unique_ptr<SharedMemory> allocate(std::shared_ptr<Engine> engine, std::size
 void bind_memory(py::module_& module, EngineClass& engine) {
   using py::arg;
   py::class_<SharedMemory>(module, "SharedMemory", py::buffer_protocol())
-      .def_property_readonly("address", [](const SharedMemory& self) {
-        return reinterpret_cast<std::uint64_t>(self.address());
-      })
+      .def_property_readonly(
+          "address",
+          [](const SharedMemory& self) { return reinterpret_cast<std::uint64_t>(self.address()); })
       .def_property_readonly("bytes", &SharedMemory::bytes)
       .def_buffer([](SharedMemory& self) {
         return py::buffer_info(static_cast<std::uint8_t*>(self.address()),

@@ -76,9 +76,8 @@ void cancel(const PythonOperation& self) {
 PythonOperation start(std::shared_ptr<Engine> engine, Request&& request, const py::dict& options) {
   if (!options.empty()) read_options(options, request);
   const bool is_short = request.local.bytes() <= kShortBytes;
-  OperationRef operation = under_lock(*engine, is_short, [&](Held& held) {
-    return held->start(std::move(request));
-  });
+  OperationRef operation =
+      under_lock(*engine, is_short, [&](Held& held) { return held->start(std::move(request)); });
   return {std::move(engine), std::move(operation)};
 }
 

@@ -36,9 +36,8 @@ void add_link(Engine& engine, PeerId peer, LinkId link, const std::string& kind,
 }
 
 void close_link(Engine& engine, LinkId link, const std::string& reason) {
-  under_lock(engine, false, [&](Held& held) {
-    held->disconnect(link, {Code::Failed, reason, ""});
-  });
+  under_lock(engine, false,
+             [&](Held& held) { held->disconnect(link, {Code::Failed, reason, ""}); });
 }
 
 PeerId add_peer(Engine& engine, const std::string& name) {
@@ -50,6 +49,11 @@ void lose_peer(Engine& engine, PeerId peer, const std::string& reason) {
   under_lock(engine, false, [&](Held& held) {
     held->node().lose_peer(peer, {Code::PeerLost, reason, ""}, now_ns());
   });
+}
+
+void no_rails(Engine& engine, PeerId peer, unsigned rails, const std::string& reason) {
+  under_lock(engine, false,
+             [&](Held& held) { held->node().no_rails(peer, RailKinds(rails), reason, now_ns()); });
 }
 
 bool alive(Engine& engine, PeerId peer) {
@@ -102,6 +106,7 @@ void bind_peers(py::module_& module, EngineClass& engine) {
   engine.def("add_peer", &add_peer, arg("name"))
       .def("lose_peer", &lose_peer, arg("peer"), arg("reason"))
       .def("alive", &alive, arg("peer"))
+      .def("no_rails", &no_rails, arg("peer"), arg("rails"), arg("reason"))
       .def("add_link", &add_link, arg("peer"), arg("link"), arg("kind"), arg("rail"), arg("fds"),
            arg("dialed"), arg("pid"), arg("rate_hint"))
       .def("close_link", &close_link, arg("link"), arg("reason"))

@@ -130,9 +130,7 @@ py::list take_trace(Engine& engine) {
 }  // namespace
 
 void bind_statistics(EngineClass& engine) {
-  engine.def("stats", &stats)
-      .def("trace", &trace, py::arg("on"))
-      .def("take_trace", &take_trace);
+  engine.def("stats", &stats).def("trace", &trace, py::arg("on")).def("take_trace", &take_trace);
 }
 
 }  // namespace tent::bindings

@@ -10,7 +10,6 @@ namespace tent {
 
 namespace {
 
-<< 63;  // flow ids; other ids on the wire are requests
 constexpr unsigned kFlowPeerShift = 40;
 constexpr TimeNs kCancelPatience = 250 * kMillisecond;
 constexpr std::size_t kInlineBlocksMax = 512;

@@ -1,6 +1,8 @@
 // Stage: engine. Checks every remote access against the segment's key, rights, bounds and epochs.
 #include "core/segments.h"
 
+#include <algorithm>
+
 namespace tent {
 
 namespace {
@@ -11,12 +13,19 @@ Status refuse(std::string text) { return {Code::Access, std::move(text), ""}; }
 // else a revoked block could be reached through its neighbour.
 Status check_blocks(const Segment& segment, const Plane& plane, const Part& part,
                     std::uint32_t epoch) {
-  const std::uint64_t block_bytes = plane.bytes / segment.block_count;
+  // A block may be shorter than the step: other memory lies between it and the next. The last one
+  // ends with the plane.
+  const std::uint64_t count = segment.block_count;
+  const std::uint64_t step = plane.block_step ? plane.block_step : plane.bytes / count;
+  std::uint64_t before_last = 0;
+  const bool fits = !__builtin_mul_overflow(step, count - 1, &before_last) &&
+                    before_last <= plane.bytes;
+  const std::uint64_t block_bytes = fits ? std::min(plane.bytes - before_last, step) : 0;
   Part inner = part;
   std::int64_t low = 0, high = 0;
   if (part.blocks) inner.dims.erase(inner.dims.begin());
   inner.blocks = nullptr;
-  if (!part.blocks || part.dims[0].stride != std::int64_t(block_bytes) || part.base > block_bytes ||
+  if (!part.blocks || part.dims[0].stride != std::int64_t(step) || part.base > block_bytes ||
       !inner.extent(low, high) || low < -std::int64_t(part.base) ||
       high > std::int64_t(block_bytes - part.base)) {
     return refuse("a block cache is reached by block indices: use write_blocks or read_blocks");

@@ -17,6 +17,7 @@ namespace tent {
 struct Plane {
   std::uint64_t base;
   std::uint64_t bytes;
+  std::uint64_t block_step = 0;  // in a cache: from one block to the next; 0: bytes / block_count
 };
 
 struct Notification {

@@ -1,6 +1,6 @@
-// Stage: engine. What the control plane must act on: links to dial, links that went down, peers that
-// were lost. Added under the engine lock, taken by one waiting Python thread without it.
-// What always holds: at most one "dial" and one "lost" per peer wait; "down" comes once per link.
+// Stage: engine. What the control plane must act on: links to dial, links that went down, peers
+// that were lost. Added under the engine lock, taken by one waiting Python thread without it. What
+// always holds: at most one "dial" and one "lost" per peer wait; "down" comes once per link.
 #pragma once
 
 #include <condition_variable>

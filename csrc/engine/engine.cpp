@@ -9,6 +9,7 @@
 #include <system_error>
 
 #include "engine/clock.h"
+#include "engine/works.h"
 
 namespace tent {
 namespace {
@@ -29,9 +30,12 @@ Engine::WaitSet::~WaitSet() { ::close(fd); }
 Engine::Engine(const CoreSettings& settings)
     : exchange_(settings, wait_set_.fd, events_),
       fork_guard_(lock_, exchange_),
-      progress_(wait_set_.fd, lock_, exchange_, notifier_, wheel_) {}
+      progress_(wait_set_.fd, lock_, exchange_, notifier_, wheel_),
+      works_(std::make_unique<TentEngine>(*this, exchange_)) {}
 
 Engine::~Engine() { close(); }
+
+const TentApi* Engine::c_api() const { return &works_->api; }
 
 std::shared_ptr<Engine> Engine::make(const CoreSettings& settings) {
   return std::shared_ptr<Engine>(new Engine(settings), [](Engine* engine) {
@@ -109,7 +113,8 @@ void Engine::end_everything() {
   const TimeNs began = now_ns();
   held->node().say_bye(began);
   held->settle();
-  while (held->poll(now_ns()) && now_ns() < began + kGoodbye) {
+  const auto leaving = [&] { return held->poll(now_ns()) || works_->collectives.lingering() != 0; };
+  while (leaving() && now_ns() < began + kGoodbye) {
   }
   for (const TransferId id : held->operations.ids()) held->cancel(id);
   for (const PeerId peer : peers_) {

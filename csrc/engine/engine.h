@@ -1,7 +1,7 @@
-// Stage: engine. One per user of the data plane (usually one per process): the Node, its transports,
-// the lock, and the threads. Any thread may call it; calls take the engine lock for a short time.
-// What always holds: every wait ends; after close() no transfer runs and no thread is left. In a
-// child of fork nothing works and everything says so.
+// Stage: engine. One per user of the data plane (usually one per process): the Node, its
+// transports, the lock, and the threads. Any thread may call it; calls take the engine lock for a
+// short time. What always holds: every wait ends; after close() no transfer runs and no thread is
+// left. In a child of fork nothing works and everything says so.
 #pragma once
 
 #include <atomic>
@@ -11,6 +11,7 @@
 #include <vector>
 
 #include "core/node.h"
+#include "engine/c_api.h"
 #include "engine/control_events.h"
 #include "engine/exchange.h"
 #include "engine/fork_guard.h"
@@ -40,6 +41,9 @@ class Engine {
   // Drives until it is ready; false when `until` passed first.
   bool wait(Operation& operation, TimeNs until);
   bool wait_notification(SegmentId segment, TimeNs until);
+  // Both return when nothing lands in the memory and nobody copies out of it any more.
+  void close_segment(SegmentId segment);
+  std::uint32_t revoke(SegmentId segment, const std::vector<std::int64_t>& blocks);  // new epoch
 
   PeerId add_peer(const std::string& name);
   // Takes the descriptors over, also when it throws std::runtime_error because there is no link.
@@ -48,6 +52,7 @@ class Engine {
   ControlEvents& events() { return events_; }
   Notifier& notifier() { return notifier_; }
   const Progress& progress() const { return progress_; }
+  const TentApi* c_api() const;
 
   // Says bye, ends every transfer, joins the threads. A second caller returns at once.
   void close();
@@ -63,6 +68,7 @@ class Engine {
   explicit Engine(const CoreSettings& settings);
   bool wait_ready(Waitable& what, TimeNs until);
   void drive(Waitable& what, TimeNs until);
+  void await_readers(SegmentId segment);
   void end_everything();
   void open_or_throw();
 
@@ -74,6 +80,7 @@ class Engine {
   Notifier notifier_;
   Wheel wheel_;
   Progress progress_;
+  std::unique_ptr<TentEngine> works_;
   std::vector<PeerId> peers_;  // engine lock; those that are alive, and some that were
   std::atomic<bool> closed_{false};
 };

@@ -41,6 +41,40 @@ bool Engine::wait_notification(SegmentId segment, TimeNs until) {
   }
 }
 
+void Engine::close_segment(SegmentId segment) {
+  {
+    Held held = hold();
+    held->node().close_segment(segment, now_ns());
+    held->bells.ring(segment, held->operations.aftermath());
+  }
+  await_readers(segment);
+}
+
+std::uint32_t Engine::revoke(SegmentId segment, const std::vector<std::int64_t>& blocks) {
+  std::uint32_t epoch = 0;
+  {
+    Held held = hold();
+    held->node().revoke(segment, blocks, now_ns());
+    const Segment* found = held->node().segments().find(segment);
+    if (!found) throw std::invalid_argument("the segment is closed: nobody can reach its blocks");
+    epoch = found->epoch;
+  }
+  await_readers(segment);
+  return epoch;
+}
+
+// The Node ends this by itself: readers that do not answer are cut off.
+void Engine::await_readers(SegmentId segment) {
+  for (;;) {
+    {
+      Held held = hold();
+      held->poll(now_ns());
+      if (!held->node().busy(segment)) return;
+    }
+    sched_yield();
+  }
+}
+
 bool Engine::wait_ready(Waitable& what, TimeNs until) {
   while (!what.ready()) {
     const bool drove = wheel_.take();

@@ -158,13 +158,14 @@ std::vector<int> Exchange::descriptors() const {
 
 OperationRef Exchange::start(Request request) {
   request.id = node_.next_id();
-  OperationRef operation = operations.open(request.id, request.op);
+  OperationRef operation = operations.open(request);
   node_.submit(std::move(request), now_ns());
   stir();
   return operation;
 }
 
-// ---- Transfers -----------------------------------------------------------------------------------
+// ---- Transfers
+// -----------------------------------------------------------------------------------
 
 TimeNs Exchange::now() const { return now_ns(); }
 
@@ -173,7 +174,7 @@ TransferId Exchange::launch(Request request, std::uint64_t address, std::uint64_
   request.id = node_.next_id();
   request.local = Layout::contiguous(address, bytes);
   const TransferId id = request.id;
-  operations.follow(id, request.op, then);
+  operations.follow(request, then);
   node_.submit(std::move(request), now_ns());
   stir();
   return id;
@@ -193,7 +194,8 @@ TransferId Exchange::recv(PeerId peer, std::uint64_t context, std::uint64_t tag,
 
 void Exchange::cancel(TransferId id) { node().cancel(id, Code::Cancelled, now_ns()); }
 
-// ---- Links ---------------------------------------------------------------------------------------
+// ---- Links
+// ---------------------------------------------------------------------------------------
 
 Exchange::Port* Exchange::port(LinkId link) {
   const auto found = ports_.find(link);
@@ -202,10 +204,14 @@ Exchange::Port* Exchange::port(LinkId link) {
 
 Transport* Exchange::transport_for(RailKind kind) {
   switch (kind) {
-    case RailKind::Tcp: return &tcp_;
-    case RailKind::Shm: return &shm_;
-    case RailKind::Cma: return &cma_;
-    default: return nullptr;
+    case RailKind::Tcp:
+      return &tcp_;
+    case RailKind::Shm:
+      return &shm_;
+    case RailKind::Cma:
+      return &cma_;
+    default:
+      return nullptr;
   }
 }
 

@@ -1,12 +1,14 @@
-// Stage: engine. Where the pure Node meets the world: it carries the Node's wishes to the transports,
-// what the transports bring to the Node, and ends to whoever waits. All under the engine lock.
+// Stage: engine. Where the pure Node meets the world: it carries the Node's wishes to the
+// transports, what the transports bring to the Node, and ends to whoever waits. All under the
+// engine lock.
 //
-// The rule of re-entry. Transports call the Receiver from inside poll() and post(); that may call the
-// Node. The Node calls the Outbox from inside its own calls; that must never call the Node again.
-// So every Outbox call but close() and reaches() only notes its wish, and settle() carries the wishes
-// out when no Node and no poll() is on the stack. close() cannot wait: nothing may be received after
-// it; it touches the transport alone. post() of a transport may call source(), which is const, and
-// down(), which is noted too. Continuations run in settle(), so they may submit and cancel.
+// The rule of re-entry. Transports call the Receiver from inside poll() and post(); that may call
+// the Node. The Node calls the Outbox from inside its own calls; that must never call the Node
+// again. So every Outbox call but close() and reaches() only notes its wish, and settle() carries
+// the wishes out when no Node and no poll() is on the stack. close() cannot wait: nothing may be
+// received after it; it touches the transport alone. post() of a transport may call source(), which
+// is const, and down(), which is noted too. Continuations run in settle(), so they may submit and
+// cancel.
 #pragma once
 
 #include <cstdint>

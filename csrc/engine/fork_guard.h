@@ -1,7 +1,7 @@
-// Stage: engine. What happens to an engine when its process forks: the parent notices nothing; in the
-// child every call fails with a clear error, and the copies of the links' descriptors are closed, so
-// that a peer still notices at once when the parent dies.
-// A fork waits for every engine lock, so that the child finds nothing half done.
+// Stage: engine. What happens to an engine when its process forks: the parent notices nothing; in
+// the child every call fails with a clear error, and the copies of the links' descriptors are
+// closed, so that a peer still notices at once when the parent dies. A fork waits for every engine
+// lock, so that the child finds nothing half done.
 #pragma once
 
 #include "engine/exchange.h"

@@ -1,6 +1,6 @@
-// Stage: engine. The engine lock while it is held, and what its release owes: all wishes carried out,
-// then, with the lock free again, the sleepers woken and the notifier told.
-// A local variable of one thread; never take a second one while it lives.
+// Stage: engine. The engine lock while it is held, and what its release owes: all wishes carried
+// out, then, with the lock free again, the sleepers woken and the notifier told. A local variable
+// of one thread; never take a second one while it lives.
 #pragma once
 
 #include <mutex>

@@ -14,9 +14,9 @@ namespace tent {
 
 class Histogram {
  public:
-  static constexpr int kLinear = 64;       // buckets of 1 µs below 64 µs
-  static constexpr int kPerOctave = 32;    // buckets for each doubling above
-  static constexpr int kOctaves = 26;      // up to 2^32 µs, more than an hour
+  static constexpr int kLinear = 64;     // buckets of 1 µs below 64 µs
+  static constexpr int kPerOctave = 32;  // buckets for each doubling above
+  static constexpr int kOctaves = 26;    // up to 2^32 µs, more than an hour
   static constexpr int kBuckets = kLinear + kPerOctave * kOctaves;
 
   void add(TimeNs duration) {

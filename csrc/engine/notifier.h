@@ -1,6 +1,6 @@
-// Stage: engine. The thread that tells the outside of ended transfers: Python's `on_done` with a batch
-// of ids, and the C API's callbacks. It holds no lock while it calls, so they may call the engine.
-// Any thread adds; the engine lock may be held but need not be.
+// Stage: engine. The thread that tells the outside of ended transfers: Python's `on_done` with a
+// batch of ids, and the C API's callbacks. It holds no lock while it calls, so they may call the
+// engine. Any thread adds; the engine lock may be held but need not be.
 #pragma once
 
 #include <condition_variable>

@@ -3,20 +3,29 @@
 
 namespace tent {
 
-OperationRef Operations::open(TransferId id, Request::Op kind) {
-  auto operation = std::make_shared<Operation>(id);
-  running_.emplace(id, Running{kind, operation, nullptr});
+OperationRef Operations::open(const Request& request) {
+  auto operation = std::make_shared<Operation>(request.id);
+  running_.emplace(request.id, Running{request.op, request.context, operation, nullptr});
   return operation;
 }
 
-void Operations::follow(TransferId id, Request::Op kind, Continuation* then) {
-  running_.emplace(id, Running{kind, nullptr, then});
+void Operations::follow(const Request& request, Continuation* then) {
+  running_.emplace(request.id, Running{request.op, request.context, nullptr, then});
 }
 
 std::vector<TransferId> Operations::ids() const {
   std::vector<TransferId> ids;
   ids.reserve(running_.size());
   for (const auto& [id, running] : running_) ids.push_back(id);
+  return ids;
+}
+
+std::vector<TransferId> Operations::ids_in(std::uint64_t context) const {
+  std::vector<TransferId> ids;
+  for (const auto& [id, running] : running_) {
+    const bool message = running.kind == Request::Op::Send || running.kind == Request::Op::Recv;
+    if (message && running.context == context) ids.push_back(id);
+  }
   return ids;
 }
 

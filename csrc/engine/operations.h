@@ -1,8 +1,8 @@
 // Stage: engine. The transfers that somebody started here and that have not ended: who hears of the
-// end, and what they will see. Owned by Exchange, under the engine lock; an Operation's report may be
-// read by any thread once it is ready().
-// What always holds: an id is in the registry exactly as long as its transfer runs, so the registry
-// is bounded by the outstanding transfers; an ended Operation lives as long as its owners want.
+// end, and what they will see. Owned by Exchange, under the engine lock; an Operation's report may
+// be read by any thread once it is ready(). What always holds: an id is in the registry exactly as
+// long as its transfer runs, so the registry is bounded by the outstanding transfers; an ended
+// Operation lives as long as its owners want.
 #pragma once
 
 #include <array>
@@ -28,8 +28,8 @@ enum class Watch : std::uint8_t { No, Late, Soon };
 struct Operation : Waitable {
   explicit Operation(TransferId transfer) : id(transfer) {}
   const TransferId id;
-  Report report;                        // written once, before ready()
-  std::atomic<bool> waited_for{false};  // a wait saw its end
+  Report report;                                     // written once, before ready()
+  std::atomic<bool> waited_for{false};               // a wait saw its end
   Watch watch = Watch::No;                           // engine lock
   std::vector<std::pair<EndCall, void*>> end_calls;  // engine lock
 };
@@ -45,10 +45,11 @@ struct Aftermath {
 
 class Operations {
  public:
-  OperationRef open(TransferId id, Request::Op kind);
-  void follow(TransferId id, Request::Op kind, Continuation* then);
+  OperationRef open(const Request& request);
+  void follow(const Request& request, Continuation* then);
   std::size_t outstanding() const { return running_.size(); }
   std::vector<TransferId> ids() const;
+  std::vector<TransferId> ids_in(std::uint64_t context) const;  // sends and receives in it
 
   // The end of a transfer. Wakes nobody: that waits in the aftermath. Calls the continuation.
   void finish(Report report);
@@ -65,6 +66,7 @@ class Operations {
  private:
   struct Running {
     Request::Op kind;
+    std::uint64_t context;
     OperationRef operation;
     Continuation* then = nullptr;
   };

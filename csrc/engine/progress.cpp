@@ -16,10 +16,11 @@
 namespace tent {
 namespace {
 
-constexpr TimeNs kSpin = 10 * kMicrosecond;       // polls on after the last movement
-constexpr TimeNs kLate = 5 * kMillisecond;        // how late the Node may be called after a long idle
-constexpr TimeNs kSleepBusy = 10 * kMillisecond;  // longest sleep while something was going on lately
-constexpr TimeNs kBusy = 1 * kSecond;             // ... which is this
+constexpr TimeNs kSpin = 10 * kMicrosecond;  // polls on after the last movement
+constexpr TimeNs kLate = 5 * kMillisecond;   // how late the Node may be called after a long idle
+constexpr TimeNs kSleepBusy =
+    10 * kMillisecond;                 // longest sleep while something was going on lately
+constexpr TimeNs kBusy = 1 * kSecond;  // ... which is this
 constexpr TimeNs kSleepIdle = 1 * kSecond;
 constexpr int kArmRounds = 4;
 

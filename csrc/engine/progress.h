@@ -27,7 +27,8 @@ class Progress {
   // All below under the engine lock.
   // A driver polls from here on: peers need not ring.
   void silence();
-  // The driver leaves. `at_once`: nobody polls from now on; else it may be back within Wheel::kRest.
+  // The driver leaves. `at_once`: nobody polls from now on; else it may be back within
+  // Wheel::kRest.
   void take_over(bool at_once);
   // Wakes the thread when it would sleep past the time at which the Node wants to be called.
   void mind();
@@ -49,9 +50,9 @@ class Progress {
   Notifier& notifier_;
   Wheel& wheel_;
   // Under the engine lock.
-  bool asleep_ = false;    // in epoll_wait, or about to be
-  bool audible_ = false;   // asleep, and the peers ring
-  TimeNs wakes_at_ = 0;    // asleep at the longest until
+  bool asleep_ = false;   // in epoll_wait, or about to be
+  bool audible_ = false;  // asleep, and the peers ring
+  TimeNs wakes_at_ = 0;   // asleep at the longest until
   std::atomic<bool> stopping_{false};
   std::atomic<std::uint32_t> kicks_{0};  // futex: it rests on this
   std::atomic<std::uint64_t> sleeps_{0}, rests_{0};

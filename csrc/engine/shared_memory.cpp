@@ -16,12 +16,14 @@ namespace {
 
 constexpr std::size_t kPage = 4096, kHugePage = 2u << 20;
 
-std::size_t round_up(std::size_t bytes, std::size_t unit) { return (bytes + unit - 1) / unit * unit; }
+std::size_t round_up(std::size_t bytes, std::size_t unit) {
+  return (bytes + unit - 1) / unit * unit;
+}
 
 [[noreturn]] void fail(const char* what, std::size_t bytes) {
-  throw std::system_error(errno, std::generic_category(),
-                          std::string(what) + " for " + std::to_string(bytes) +
-                              " bytes of shareable memory");
+  throw std::system_error(
+      errno, std::generic_category(),
+      std::string(what) + " for " + std::to_string(bytes) + " bytes of shareable memory");
 }
 
 std::uint64_t next_region() {

@@ -1,5 +1,5 @@
-// Stage: engine. The last slices that left this process, for traces and pictures: a ring of fixed size
-// that overwrites its oldest entries. Under the engine lock.
+// Stage: engine. The last slices that left this process, for traces and pictures: a ring of fixed
+// size that overwrites its oldest entries. Under the engine lock.
 #pragma once
 
 #include <cstdint>

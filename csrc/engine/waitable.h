@@ -1,6 +1,6 @@
-// Stage: engine. Something a thread can wait for: a flag that becomes true once, and a place to sleep.
-// Made ready under the engine lock, slept on without it. No sleeper misses its wake-up: it announces
-// itself in the same word that becomes ready.
+// Stage: engine. Something a thread can wait for: a flag that becomes true once, and a place to
+// sleep. Made ready under the engine lock, slept on without it. No sleeper misses its wake-up: it
+// announces itself in the same word that becomes ready.
 #pragma once
 
 #include <linux/futex.h>

@@ -15,7 +15,8 @@ namespace tent {
 
 class Wheel {
  public:
-  // For so long after a driver left, another wait is likely to follow and the progress thread rests.
+  // For so long after a driver left, another wait is likely to follow and the progress thread
+  // rests.
   static constexpr TimeNs kRest = 200 * kMicrosecond;
 
   bool take() {

@@ -7,23 +7,21 @@
 #include <cstdint>
 #include <string>
 
-#include "transports/doorbell.h"
-#include "transports/transport.h"
+#include "transports/local_transport.h"
 
 namespace tent {
 
-class CmaTransport final : public Transport {
+class CmaTransport final : public LocalTransport {
  public:
   // Throws std::system_error when the process has no descriptors left.
-  CmaTransport(int wait_set, Doorbell& doorbell);
-  ~CmaTransport() override;
+  CmaTransport(int wait_set, Doorbell& doorbell) : LocalTransport(wait_set, doorbell) {}
 
   Reach reach(LinkId link, const Pieces& memory) const override;  // Direct
   Status register_region(const Region& region) override;          // any memory will do
-  Status connect(const Connection& connection) override;          // fds: see local_channel.h
-  void post(LinkId link, Frame frame, Receiver& receiver) override;
-  bool poll(Receiver& receiver) override;
-  void close(LinkId link) override;
+
+ private:
+  std::unique_ptr<LocalLink> make_link() override;
+  Status accepts(const PeerSocket& peer) const override;
 };
 
 // Whether this process may read the memory of `pid`, where the word `value` lies at `address`.

@@ -4,25 +4,27 @@
 // What always holds: only poll() copies, in bounded parts; a peer's region is never written to.
 #pragma once
 
-#include "transports/doorbell.h"
-#include "transports/transport.h"
+#include "transports/local_transport.h"
+#include "transports/region_table.h"
 
 namespace tent {
 
-class ShmTransport final : public Transport {
+class ShmTransport final : public LocalTransport {
  public:
   // Throws std::system_error when the process has no descriptors left.
-  ShmTransport(int wait_set, Doorbell& doorbell);
-  ~ShmTransport() override;
+  ShmTransport(int wait_set, Doorbell& doorbell) : LocalTransport(wait_set, doorbell) {}
 
   // Direct inside registered regions, else Staged: the sender bounces it through shared memory.
   Reach reach(LinkId link, const Pieces& memory) const override;
-  // Seals the memfd against shrinking and against new writable mappings; keeps its own descriptor.
+  // Seals the memfd against shrinking and against new writable mappings (so map it before); keeps
+  // its own descriptor. Take a region away only when no transfer uses it any more.
   Status register_region(const Region& region) override;
-  Status connect(const Connection& connection) override;  // fds: see local_channel.h
-  void post(LinkId link, Frame frame, Receiver& receiver) override;
-  bool poll(Receiver& receiver) override;
-  void close(LinkId link) override;
+
+ private:
+  std::unique_ptr<LocalLink> make_link() override;
+  Status accepts(const PeerSocket&) const override { return {}; }
+
+  RegionTable regions_;
 };
 
 }  // namespace tent

@@ -1,12 +1,18 @@
-// Stage: transport. TCP rails: one connected socket per link, IPv4 or IPv6, the payload in the stream.
+// Stage: transport. TCP rails: one connected socket per link, IPv4 or IPv6, the payload inline.
 // Called by the thread that holds the engine lock; nothing blocks.
-// What always holds: memory is touched only inside post() and poll(), at addresses that the Receiver
-// named in the same call; after close() the kernel throws away what it still had to send.
+// What always holds: memory is touched only inside post() and poll(), at addresses that the
+// Receiver named in the same call; after close() the kernel throws away what it had yet to send.
 #pragma once
 
+#include <cstdint>
+
+#include "transports/descriptor.h"
+#include "transports/link_table.h"
 #include "transports/transport.h"
 
 namespace tent {
+
+struct TcpLink;
 
 class TcpTransport final : public Transport {
  public:
@@ -21,6 +27,13 @@ class TcpTransport final : public Transport {
   void post(LinkId link, Frame frame, Receiver& receiver) override;
   bool poll(Receiver& receiver) override;
   void close(LinkId link) override;
+
+ private:
+  bool serve(TcpLink& link, std::uint32_t events, Receiver& receiver);
+  void watch_room(TcpLink& link);
+
+  Descriptor ready_;  // epoll: the sockets with something to do
+  LinkTable<TcpLink> links_;
 };
 
 }  // namespace tent

@@ -1,0 +1,169 @@
+// Stage: collectives. Groups and their running collectives: see the header.
+#include "collectives/collectives.h"
+
+#include <utility>
+#include <vector>
+
+#include "collectives/notices.h"
+
+namespace tent {
+
+namespace {
+// So many collectives may have messages on their way after they have ended for their caller. Beyond
+// it, the caller waits: a rank that only sends cannot run ahead without bound.
+constexpr std::size_t kLingeringMax = 64;
+}  // namespace
+
+struct Collectives::Group final : Notices::Owner {
+  Group(Collectives& collectives, GroupId number, RankMap map)
+      : owner(collectives),
+        id(number),
+        ranks(std::move(map)),
+        notices(collectives.transfers_, *this, ranks, ranks.context + 2) {}
+  void heard(std::int32_t rank, const std::string& why) override {
+    owner.lost(*this, rank, why, false);
+  }
+  void quiet() override { owner.groups_.erase(id); }
+
+  Collectives& owner;
+  const GroupId id;
+  const RankMap ranks;
+  Notices notices;
+  Status broken;  // why it takes no more collectives
+  bool removed = false;
+};
+
+struct Collectives::Running final : Execution {
+  Running(Collectives& owner, CollectiveId number, std::shared_ptr<Group> where, std::string name,
+          End then)
+      : Execution(owner.transfers_, owner, where->ranks, std::move(name)),
+        id(number),
+        group(std::move(where)),
+        end(std::move(then)) {}
+  const CollectiveId id;
+  const std::shared_ptr<Group> group;
+  End end;
+};
+
+Collectives::Collectives(Transfers& transfers, const Tuning& tuning)
+    : transfers_(transfers), tuning_(tuning) {}
+
+Collectives::~Collectives() = default;
+
+GroupId Collectives::add_group(RankMap ranks) {
+  const GroupId id = next_id_++;
+  groups_.emplace(id, std::make_shared<Group>(*this, id, std::move(ranks)));
+  return id;
+}
+
+const RankMap* Collectives::find_group(GroupId group) const {
+  auto found = groups_.find(group);
+  return found == groups_.end() || found->second->removed ? nullptr : &found->second->ranks;
+}
+
+void Collectives::remove_group(GroupId group) {
+  if (find_group(group) == nullptr) return;
+  const std::shared_ptr<Group> held = groups_.at(group);
+  // What has ended for its caller still arrives.
+  end_running(*held, {Code::Cancelled, "the process group was destroyed", ""}, false);
+  held->removed = true;
+  held->notices.close();
+}
+
+void Collectives::abort(GroupId group, const std::string& why) {
+  auto found = groups_.find(group);
+  if (found == groups_.end()) return;
+  end_running(*found->second, {Code::Cancelled, why, ""}, true);
+}
+
+// Ends what runs in the group, and refuses what comes later.
+void Collectives::end_running(Group& group, const Status& why, bool also_lingering) {
+  if (group.broken.ok()) group.broken = why;
+  std::vector<CollectiveId> ids;  // ending one changes the map
+  for (const auto& [id, running] : running_)
+    if (running->group.get() == &group && (also_lingering || !running->is_settled()))
+      ids.push_back(id);
+  for (CollectiveId id : ids)
+    if (auto found = running_.find(id); found != running_.end()) found->second->fail(why);
+}
+
+void Collectives::lost(Group& group, std::int32_t rank, const std::string& why, bool tell) {
+  if (!group.broken.ok()) return;
+  if (tell) group.notices.tell_all(rank, why);
+  end_running(group, {Code::PeerLost, why, ""}, false);
+}
+
+CollectiveId Collectives::start(GroupId group, const TentCollectiveCall& call, End end) {
+  auto refuse = [&](Status why) {
+    Report report;
+    report.status = std::move(why);
+    report.started = report.ended = transfers_.now();
+    end(std::move(report));
+    return CollectiveId(0);
+  };
+  if (find_group(group) == nullptr)
+    return refuse({Code::Failed, "the process group was destroyed", ""});
+  const std::shared_ptr<Group> held = groups_.at(group);
+  if (!held->broken.ok()) return refuse(held->broken);
+
+  CollectiveShape shape{call.kind,        call.reduce,      call.dtype, call.root,
+                        held->ranks.rank, held->ranks.size, {},         {}};
+  Buffers buffers;
+  for (std::size_t i = 0; i < call.input_count; ++i) {
+    shape.inputs.push_back(call.inputs[i].bytes);
+    buffers.inputs.push_back(call.inputs[i].address);
+  }
+  for (std::size_t i = 0; i < call.output_count; ++i) {
+    shape.outputs.push_back(call.outputs[i].bytes);
+    buffers.outputs.push_back(call.outputs[i].address);
+  }
+  Status why;
+  const std::shared_ptr<const Plan> plan = plans_.find(shape, tuning_, why);
+  if (plan == nullptr) return refuse(std::move(why));
+
+  held->notices.listen();
+  const CollectiveId id = next_id_++;
+  auto made =
+      std::make_unique<Running>(*this, id, held, collective_name(call.kind), std::move(end));
+  Running& running = *made;
+  running_.emplace(id, std::move(made));
+  if (lingering_ >= kLingeringMax) running.wait_for_all();
+  const TimeNs expires = call.timeout_ns < 0 ? kNever : transfers_.now() + call.timeout_ns;
+  running.start(plan, std::move(buffers), {held->ranks.context + 1, call.tag, expires}, scratch_);
+  return id;
+}
+
+void Collectives::cancel(CollectiveId id) {
+  if (auto found = running_.find(id); found != running_.end() && !found->second->is_settled())
+    found->second->fail({Code::Cancelled, "cancelled by its caller", ""});
+}
+
+void Collectives::rank_lost(Execution& execution) {
+  const Running& running = static_cast<Running&>(execution);
+  const CollectiveId id = running.id;
+  const Status why = running.status();
+  const std::shared_ptr<Group> group = running.group;
+  lost(*group, running.lost_rank(), why.text, true);
+  if (auto found = running_.find(id); found != running_.end()) found->second->fail(why);
+}
+
+void Collectives::settled(Execution& execution) {
+  Running& running = static_cast<Running&>(execution);
+  Report report;
+  report.status = running.status();
+  report.bytes = running.bytes();
+  report.started = running.started();
+  report.ended = transfers_.now();
+  ++lingering_;  // until it is drained, mostly at once
+  const End end = std::move(running.end);
+  end(std::move(report));
+}
+
+void Collectives::drained(Execution& execution) {
+  --lingering_;
+  auto found = running_.find(static_cast<Running&>(execution).id);
+  const std::unique_ptr<Running> running = std::move(found->second);
+  running_.erase(found);
+}
+
+}  // namespace tent

@@ -1,0 +1,214 @@
+// Stage: engine. See c_api.h: the functions of the table. Any thread, never the GIL. No exception
+// leaves: what cannot begin is a work that has already failed.
+#include <algorithm>
+#include <cstring>
+#include <functional>
+#include <stdexcept>
+
+#include "engine/clock.h"
+#include "engine/engine.h"
+#include "engine/works.h"
+
+namespace tent {
+namespace {
+
+TimeNs until_of(std::int64_t timeout_ns) {
+  const TimeNs now = now_ns();
+  return timeout_ns < 0 || timeout_ns > kNever - now ? kNever : now + timeout_ns;
+}
+
+TentWork* refused(TentEngine* owner, Code code, const std::string& why) {
+  auto* work = new TentWork;
+  work->owner = owner;
+  work->operation = std::make_shared<Operation>(0);
+  work->operation->report.status = {code, why, ""};
+  work->operation->make_ready();
+  return work;
+}
+
+// Runs `begin(held, group)` under the engine lock for a group that is there and whole.
+TentWork* begin_in(TentEngine* owner, GroupId id,
+                   const std::function<TentWork*(Held&, std::shared_ptr<WorkGroup>)>& begin) {
+  try {
+    Held held = owner->engine.hold();
+    const auto found = owner->groups.find(id);
+    if (found == owner->groups.end()) {
+      return refused(owner, Code::Failed, "the process group was destroyed");
+    }
+    if (const std::string& why = found->second->aborted; !why.empty()) {
+      return refused(owner, Code::Cancelled, "the process group was aborted: " + why);
+    }
+    return begin(held, found->second);
+  } catch (const std::exception& error) {
+    return refused(owner, Code::Failed, error.what());
+  }
+}
+
+TentWork* message(TentEngine* owner, GroupId group_id, Request::Op op, std::int32_t rank,
+                  std::uint64_t tag, TentBuffer buffer, std::int64_t timeout_ns) {
+  return begin_in(owner, group_id, [&](Held& held, std::shared_ptr<WorkGroup> group) {
+    const RankMap& ranks = group->ranks;
+    const bool any = op == Request::Op::Recv && rank < 0;
+    if (!any && (rank < 0 || rank >= ranks.size || rank == ranks.rank)) {
+      return refused(owner, Code::Failed,
+                     "rank " + std::to_string(rank) + " is not another rank of this group of " +
+                         std::to_string(ranks.size));
+    }
+    Request request;
+    request.op = op;
+    request.peer = any ? kAnyPeer : ranks.peers[std::size_t(rank)];
+    request.context = ranks.context;
+    request.tag = tag;
+    request.local = Layout::contiguous(buffer.address, buffer.bytes);
+    request.expires = until_of(timeout_ns);
+    return new TentWork{owner, held->start(std::move(request)), std::move(group), 0};
+  });
+}
+
+// ---- the table
+// -----------------------------------------------------------------------------------
+
+std::uint64_t group_create(TentEngine* owner, std::uint64_t context, std::int32_t rank,
+                           std::int32_t size, const std::uint32_t* peers) {
+  try {
+    Held held = owner->engine.hold();
+    RankMap ranks{context, rank, size, {peers, peers + size}};
+    const GroupId id = owner->collectives.add_group(ranks);
+    auto group = std::make_shared<WorkGroup>();
+    group->ranks = std::move(ranks);
+    owner->groups.emplace(id, std::move(group));
+    return id;
+  } catch (const std::exception&) {
+    return 0;
+  }
+}
+
+void abort_in(TentEngine* owner, Held& held, GroupId id, const std::string& why) {
+  const auto found = owner->groups.find(id);
+  if (found == owner->groups.end()) return;
+  if (found->second->aborted.empty()) found->second->aborted = why;
+  for (const TransferId transfer : held->operations.ids_in(found->second->ranks.context)) {
+    held->cancel(transfer);
+  }
+}
+
+void group_destroy(TentEngine* owner, std::uint64_t group) {
+  try {
+    Held held = owner->engine.hold();
+    abort_in(owner, held, group, "it was destroyed");
+    owner->collectives.remove_group(group);
+    owner->groups.erase(group);
+  } catch (const std::exception&) {  // closed: everything has ended
+  }
+}
+
+void group_abort(TentEngine* owner, std::uint64_t group, const char* why) {
+  try {
+    Held held = owner->engine.hold();
+    abort_in(owner, held, group, why);
+    owner->collectives.abort(group, why);
+  } catch (const std::exception&) {  // closed: everything has ended
+  }
+}
+
+TentWork* send(TentEngine* owner, std::uint64_t group, std::int32_t to, std::uint64_t tag,
+               TentBuffer buffer, std::int64_t timeout_ns) {
+  return message(owner, group, Request::Op::Send, to, tag, buffer, timeout_ns);
+}
+
+TentWork* recv(TentEngine* owner, std::uint64_t group, std::int32_t from, std::uint64_t tag,
+               TentBuffer buffer, std::int64_t timeout_ns) {
+  return message(owner, group, Request::Op::Recv, from, tag, buffer, timeout_ns);
+}
+
+TentWork* collective(TentEngine* owner, std::uint64_t group_id, const TentCollectiveCall* call) {
+  return begin_in(owner, group_id, [&](Held& held, std::shared_ptr<WorkGroup> group) {
+    const auto operation = std::make_shared<Operation>(held->node().next_id());
+    Operations& operations = held->operations;
+    auto* work = new TentWork{owner, operation, std::move(group), 0};
+    work->collective =
+        owner->collectives.start(group_id, *call, [&operations, operation](Report report) {
+          operations.finish(operation, std::move(report));
+        });
+    return work;
+  });
+}
+
+int done(TentWork* work) { return work->operation->ready(); }
+
+int wait(TentWork* work, std::int64_t timeout_ns) {
+  if (work->operation->ready()) return 1;
+  try {
+    return work->owner->engine.wait(*work->operation, until_of(timeout_ns));
+  } catch (const std::exception&) {  // in a child of fork it will never end
+    return 0;
+  }
+}
+
+// Who cancelled it: the abort of the whole group has a better reason than the transfer knows.
+std::string reason_of(TentWork* work) {
+  const Report& report = work->operation->report;
+  if (report.status.code == Code::Cancelled && work->group) {
+    try {
+      const Held held = work->owner->engine.hold();
+      const std::string& why = work->group->aborted;
+      if (!why.empty()) return "the process group was aborted: " + why;
+    } catch (const std::exception&) {  // closed
+    }
+  }
+  return report.status.text;
+}
+
+std::int32_t status(TentWork* work, char* text, std::size_t text_bytes, std::int32_t* source) {
+  const Report& report = work->operation->report;
+  std::string why = text ? reason_of(work) : "";
+  if (!report.status.rail.empty()) why += " (rail " + report.status.rail + ")";
+  if (source) *source = -1;
+  if (work->group) {
+    const auto& peers = work->group->ranks.peers;
+    const auto from = std::find(peers.begin(), peers.end(), report.peer);
+    if (source && from != peers.end()) *source = std::int32_t(from - peers.begin());
+  }
+  if (text && text_bytes != 0) {
+    const std::size_t length = std::min(why.size(), text_bytes - 1);
+    std::memcpy(text, why.data(), length);
+    text[length] = 0;
+  }
+  return std::int32_t(report.status.code);
+}
+
+void cancel(TentWork* work) {
+  if (work->operation->ready()) return;
+  try {
+    Held held = work->owner->engine.hold();
+    if (work->collective != 0) {
+      work->owner->collectives.cancel(work->collective);
+    } else {
+      held->cancel(work->operation->id);
+    }
+  } catch (const std::exception&) {  // closed: it has ended
+  }
+}
+
+void when_done(TentWork* work, void (*fn)(void*), void* context) {
+  try {
+    Held held = work->owner->engine.hold();
+    held->operations.call_at_end(work->operation, fn, context);
+    return;
+  } catch (const std::exception&) {  // closed: there is no notifier any more
+  }
+  if (work->operation->ready()) fn(context);
+}
+
+void release(TentWork* work) { delete work; }
+
+}  // namespace
+
+const TentApi& c_functions() {
+  static const TentApi api{
+      TENT_API_VERSION, nullptr, group_create, group_destroy, group_abort, send,      recv,
+      collective,       done,    wait,         status,        cancel,      when_done, release};
+  return api;
+}
+
+}  // namespace tent

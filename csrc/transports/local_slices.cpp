@@ -1,0 +1,152 @@
+// Stage: transport. See local_slices.h.
+#include "transports/local_slices.h"
+
+#include <algorithm>
+
+namespace tent {
+
+void LocalSliceWriter::begin(const FrameHeader& header) {
+  header_ = header;
+  done_ = covered_ = 0;
+  chunk_bytes_ = chunk_sent_ = 0;
+}
+
+SliceWriter::Next LocalSliceWriter::gather(bool committed, Receiver& receiver,
+                                           std::uint64_t& budget, std::vector<iovec>& parts) {
+  if (chunk_sent_ == chunk_bytes_) {
+    const Next next = name_next(committed, receiver, budget);
+    if (next != Next::Ready) return next;
+  }
+  parts.push_back({chunk_.data() + chunk_sent_, chunk_bytes_ - chunk_sent_});
+  return Next::Ready;
+}
+
+SliceWriter::Next LocalSliceWriter::name_next(bool committed, Receiver& receiver,
+                                              std::uint64_t& budget) {
+  const std::uint64_t bytes = std::min(header_.body_bytes - done_, bite_.bytes());
+  pieces_.clear();
+  named_.clear();
+  if (receiver.source(header_.flow, header_.offset + done_, bytes, pieces_)) {
+    bite_.learn(pieces_.size());
+    covered_ = namer_.name(pieces_, budget, named_);
+    if (covered_ == 0) return Next::Blocked;
+    write_chunk(ChunkHeader::Kind::Pieces);
+  } else if (committed) {
+    covered_ = header_.body_bytes - done_;
+    write_chunk(ChunkHeader::Kind::Torn);
+  } else {
+    return Next::Gone;
+  }
+  return Next::Ready;
+}
+
+void LocalSliceWriter::write_chunk(ChunkHeader::Kind kind) {
+  const ChunkHeader header{kind, std::uint32_t(named_.size())};
+  const std::size_t pieces_bytes = named_.size() * sizeof(NamedPiece);
+  std::memcpy(chunk_.data(), &header, sizeof header);
+  if (pieces_bytes > 0) std::memcpy(chunk_.data() + sizeof header, named_.data(), pieces_bytes);
+  chunk_bytes_ = sizeof header + pieces_bytes;
+  chunk_sent_ = 0;
+}
+
+bool LocalSliceWriter::sent(std::size_t bytes) {
+  chunk_sent_ += bytes;
+  if (chunk_sent_ < chunk_bytes_) return false;
+  done_ += covered_;
+  covered_ = 0;
+  return done_ == header_.body_bytes;
+}
+
+void LocalSliceReader::begin(const FrameHeader& header) {
+  header_ = header;
+  done_ = chunk_left_ = 0;
+}
+
+bool LocalSliceReader::take(ReadAhead& ahead, Receiver& receiver, std::uint64_t& budget) {
+  for (;;) {
+    if (chunk_left_ > 0) {
+      if (budget == 0 || !pull(receiver, budget)) return false;
+    } else if (done_ == header_.body_bytes) {
+      return true;
+    } else if (!next_chunk(ahead, receiver)) {
+      return false;
+    }
+  }
+}
+
+// False: it has not come yet, or it is malformed.
+bool LocalSliceReader::next_chunk(ReadAhead& ahead, Receiver& receiver) {
+  ChunkHeader header;
+  if (!ahead.need(sizeof header) || !link_.live()) return false;
+  std::memcpy(&header, ahead.data(), sizeof header);
+  if (header.kind == ChunkHeader::Kind::Torn && header.count == 0) {
+    ahead.skip(sizeof header);
+    // A slice with a hole must never count as landed: only a transfer that has ended here, too, may
+    // be finished with it.
+    pieces_.clear();
+    const bool wanted = receiver.landing(link_.id, header_.flow, header_.offset + done_,
+                                         header_.body_bytes - done_, pieces_);
+    if (wanted && link_.live()) link_.broke("the peer gave up a slice that is still awaited here");
+    done_ = header_.body_bytes;
+    return link_.live();
+  }
+  if (header.kind != ChunkHeader::Kind::Pieces || header.count == 0 ||
+      header.count > kChunkPiecesMax) {
+    return link_.broke("malformed slice description from the peer; the link was closed");
+  }
+  const std::size_t bytes = sizeof header + header.count * sizeof(NamedPiece);
+  if (!ahead.need(bytes) || !link_.live()) return false;
+  if (!take_pieces(ahead.data() + sizeof header, header.count)) return false;
+  ahead.skip(bytes);
+  return true;
+}
+
+bool LocalSliceReader::take_pieces(const std::uint8_t* bytes, std::size_t count) {
+  chunk_.resize(count);
+  std::memcpy(chunk_.data(), bytes, count * sizeof(NamedPiece));
+  at_ = 0;
+  std::uint64_t left = header_.body_bytes - done_;
+  for (const NamedPiece& piece : chunk_) {
+    if (piece.bytes == 0 || piece.bytes > left || piece.place > UINT64_MAX - piece.bytes) {
+      return link_.broke("malformed slice description from the peer; the link was closed");
+    }
+    left -= piece.bytes;
+  }
+  chunk_left_ = header_.body_bytes - done_ - left;
+  return true;
+}
+
+// Fetches or drops the next bytes of the chunk at hand.
+bool LocalSliceReader::pull(Receiver& receiver, std::uint64_t& budget) {
+  const std::uint64_t bytes = std::min({chunk_left_, bite_.bytes(), budget});
+  pieces_.clear();
+  const bool wanted =
+      receiver.landing(link_.id, header_.flow, header_.offset + done_, bytes, pieces_);
+  if (!link_.live()) return false;
+  bite_.learn(pieces_.size());
+  split(bytes);
+  if (wanted && !fetcher_.fetch(from_, pieces_)) return false;
+  for (const NamedPiece& piece : from_) {
+    if (!fetcher_.release(piece)) return false;
+  }
+  done_ += bytes;
+  chunk_left_ -= bytes;
+  budget -= bytes;
+  return true;
+}
+
+// Moves the first `bytes` of the chunk at hand into from_.
+void LocalSliceReader::split(std::uint64_t bytes) {
+  from_.clear();
+  while (bytes > 0) {
+    NamedPiece& piece = chunk_[at_];
+    const std::uint64_t taken = std::min(bytes, piece.bytes);
+    from_.push_back({piece.space, piece.place, taken});
+    piece.place += taken;
+    piece.bytes -= taken;
+    bytes -= taken;
+    if (piece.bytes == 0) ++at_;
+  }
+}
+
+}  // namespace tent

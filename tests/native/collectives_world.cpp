@@ -1,0 +1,316 @@
+// Stage: tests. Several ranks' Collectives in one process and one thread, on a network that
+// delivers in any order: what happens next is drawn from what could happen. Built and driven by
+// Python tests. A send ends only when its receive was open and the bytes were copied, or at once
+// when the network happens to buffer it; both occur, so that schedules can rely on neither.
+#include <pybind11/pybind11.h>
+#include <pybind11/stl.h>
+
+#include <cstring>
+#include <deque>
+#include <list>
+#include <map>
+#include <memory>
+#include <random>
+#include <tuple>
+
+#include "collectives/collectives.h"
+#include "collectives/reduce.h"
+
+namespace py = pybind11;
+using namespace tent;
+
+namespace {
+
+using Buffer = std::pair<std::uint64_t, std::uint64_t>;  // address, bytes
+using Buffers2 = std::vector<Buffer>;
+
+struct Message {  // one open transfer
+  TransferId id;
+  std::int32_t rank, peer;  // whose it is; the other one, -1: any
+  bool is_send;
+  std::uint64_t context, tag, address, bytes;
+  TimeNs expires;
+  Continuation* then;
+  std::vector<std::uint8_t> buffered;  // of a send whose sender may have gone on
+  bool ended = false;                  // its owner was told, or will be
+};
+using MessageRef = std::shared_ptr<Message>;
+
+class World;
+
+class Port final : public Transfers {  // one rank's view of the network
+ public:
+  Port(World& world, std::int32_t rank) : world_(world), rank_(rank) {}
+  TimeNs now() const override;
+  TransferId send(PeerId peer, std::uint64_t context, std::uint64_t tag, std::uint64_t address,
+                  std::uint64_t bytes, TimeNs expires, Continuation* then) override;
+  TransferId recv(PeerId peer, std::uint64_t context, std::uint64_t tag, std::uint64_t address,
+                  std::uint64_t bytes, TimeNs expires, Continuation* then) override;
+  void cancel(TransferId id) override;
+
+ private:
+  World& world_;
+  std::int32_t rank_;
+};
+
+class World {
+ public:
+  World(std::int32_t size, std::tuple<std::uint64_t, std::uint64_t, std::uint64_t, int> tuning,
+        std::uint64_t seed)
+      : random_(seed) {
+    const auto [small, chunk, buffered, direct] = tuning;
+    for (std::int32_t rank = 0; rank < size; ++rank) {
+      ports_.push_back(std::make_unique<Port>(*this, rank));
+      ranks_.push_back(std::make_unique<Collectives>(
+          *ports_.back(), Tuning{small, chunk, buffered, std::int32_t(direct)}));
+      RankMap map{40, rank, size, {}};
+      for (std::int32_t peer = 0; peer < size; ++peer) map.peers.push_back(PeerId(peer));
+      groups_.push_back(ranks_.back()->add_group(map));
+    }
+    dead_.resize(std::size_t(size));
+  }
+
+  std::size_t start(std::int32_t rank, std::tuple<int, int, int, int> what, const Buffers2& inputs,
+                    const Buffers2& outputs, std::uint64_t tag, std::int64_t timeout_ns) {
+    const auto [kind, reduce, dtype, root] = what;
+    std::vector<TentBuffer> in, out;
+    for (auto [address, bytes] : inputs) in.push_back({address, bytes});
+    for (auto [address, bytes] : outputs) out.push_back({address, bytes});
+    const TentCollectiveCall call{kind,      reduce,     dtype,      root, in.data(),
+                                  in.size(), out.data(), out.size(), tag,  timeout_ns};
+    const std::size_t index = results_.size();
+    results_.push_back({-1, "", 0});
+    const CollectiveId id = ranks_[std::size_t(rank)]->start(
+        groups_[std::size_t(rank)], call, [this, index](Report report) {
+          auto& [code, text, ends] = results_[index];
+          code = int(report.status.code);
+          text = report.status.text;
+          ++ends;
+        });
+    ids_.push_back({rank, id});
+    return index;
+  }
+
+  // Does one of the things that can happen; false when there is none.
+  bool step() {
+    if (actions_.empty()) return false;
+    const std::size_t chosen =
+        std::uniform_int_distribution<std::size_t>(0, actions_.size() - 1)(random_);
+    std::swap(actions_[chosen], actions_.back());
+    Action action = std::move(actions_.back());
+    actions_.pop_back();
+    if (action.matched != nullptr)
+      deliver(action.message, action.matched);
+    else if (!dead_[std::size_t(action.message->rank)])
+      action.message->then->ended(action.message->id, action.report);
+    return true;
+  }
+  std::size_t run(std::size_t steps_max) {
+    std::size_t steps = 0;
+    while (steps < steps_max && step()) ++steps;
+    return steps;
+  }
+
+  std::tuple<int, std::string, int> result(std::size_t index) const { return results_[index]; }
+  std::size_t open_messages() const {  // without those of the dead, and open ears for notices
+    std::size_t count = 0;
+    for (const MessageRef& m : open_)
+      count += !m->ended && !dead_[std::size_t(m->rank)] && !(m->peer < 0 && !m->is_send);
+    return count;
+  }
+  std::size_t lingering(std::int32_t rank) const { return ranks_[std::size_t(rank)]->lingering(); }
+  void cancel_call(std::size_t index) {
+    ranks_[std::size_t(ids_[index].first)]->cancel(ids_[index].second);
+  }
+  void abort(std::int32_t rank, const std::string& why) {
+    ranks_[std::size_t(rank)]->abort(groups_[std::size_t(rank)], why);
+  }
+  void remove_group(std::int32_t rank) {
+    ranks_[std::size_t(rank)]->remove_group(groups_[std::size_t(rank)]);
+  }
+  // The rank never does anything again; whoever has a transfer with it is told so.
+  void kill(std::int32_t rank) {
+    dead_[std::size_t(rank)] = true;
+    const std::list<MessageRef> open = open_;
+    for (const MessageRef& m : open) {
+      if (m->rank == rank)
+        withdraw(m);
+      else if (m->peer == rank)
+        end(m, {Code::PeerLost, "its process ended", ""});
+    }
+  }
+  void expire(TimeNs time) {
+    now_ = time;
+    const std::list<MessageRef> open = open_;
+    for (const MessageRef& m : open)
+      if (m->expires <= now_ && !m->ended) end(m, {Code::Timeout, "too late", ""});
+  }
+
+  void post(MessageRef message) {
+    if (message->peer >= 0 && dead_[std::size_t(message->peer)]) {
+      open_.push_back(message);
+      return end(message, {Code::PeerLost, "its process ended", ""});
+    }
+    open_.push_back(message);
+    if (message->is_send && std::bernoulli_distribution(0.3)(random_)) {
+      const auto* from = reinterpret_cast<const std::uint8_t*>(message->address);
+      message->buffered.assign(from, from + message->bytes);
+      tell(message, {});
+    }
+    match(message);
+  }
+  void cancel(TransferId id) {
+    for (const MessageRef& m : open_)
+      if (m->id == id && !m->ended) return end(MessageRef(m), {Code::Cancelled, "cancelled", ""});
+  }
+  TransferId next_id() { return ++last_id_; }
+  TimeNs now() const { return now_; }
+
+ private:
+  struct Action {
+    MessageRef message, matched;  // matched: copy from the send `message` to it
+    Report report;                // else: tell the owner
+  };
+
+  static bool fits(const Message& send, const Message& recv) {
+    return send.is_send && !recv.is_send && send.peer == recv.rank &&
+           send.context == recv.context && send.tag == recv.tag &&
+           (recv.peer < 0 || recv.peer == send.rank);
+  }
+  void match(const MessageRef& message) {
+    for (const MessageRef& other : waiting_) {
+      const bool fit = message->is_send ? fits(*message, *other) : fits(*other, *message);
+      if (!fit) continue;
+      const MessageRef found = other;
+      waiting_.remove(found);
+      actions_.push_back(message->is_send ? Action{message, found, {}}
+                                          : Action{found, message, {}});
+      return;
+    }
+    waiting_.push_back(message);
+  }
+  void deliver(const MessageRef& send, const MessageRef& recv) {
+    if (send->bytes != recv->bytes) {
+      const Status wrong{Code::Mismatch, "the two ends disagree on bytes", ""};
+      end(send, wrong);
+      return end(recv, wrong);
+    }
+    const void* from =
+        send->buffered.empty() ? reinterpret_cast<void*>(send->address) : send->buffered.data();
+    if (recv->bytes > 0) std::memcpy(reinterpret_cast<void*>(recv->address), from, recv->bytes);
+    end(send, {});
+    end(recv, {});
+  }
+  void tell(const MessageRef& m, Status status) {
+    if (m->ended) return;
+    m->ended = true;
+    Report report;
+    report.id = m->id;
+    report.status = std::move(status);
+    actions_.push_back({m, nullptr, std::move(report)});
+  }
+  // Takes the message out of the network. Its partner, if it had one, waits again.
+  void withdraw(const MessageRef& m) {
+    open_.remove(m);
+    waiting_.remove(m);
+    for (std::size_t i = 0; i < actions_.size(); ++i) {
+      if (actions_[i].matched == nullptr) continue;
+      if (actions_[i].message != m && actions_[i].matched != m) continue;
+      const MessageRef partner =
+          actions_[i].message == m ? actions_[i].matched : actions_[i].message;
+      actions_.erase(actions_.begin() + std::ptrdiff_t(i));
+      match(partner);
+      return;
+    }
+  }
+  void end(const MessageRef& m, Status status) {
+    withdraw(m);
+    tell(m, std::move(status));
+  }
+
+  std::mt19937_64 random_;
+  TimeNs now_ = 1;
+  TransferId last_id_ = 0;
+  std::list<MessageRef> open_, waiting_;
+  std::vector<Action> actions_;
+  std::vector<bool> dead_;
+  std::vector<std::tuple<int, std::string, int>> results_;
+  std::vector<std::pair<std::int32_t, CollectiveId>> ids_;
+  std::vector<std::unique_ptr<Port>> ports_;
+  std::vector<std::unique_ptr<Collectives>> ranks_;
+  std::vector<GroupId> groups_;
+};
+
+TimeNs Port::now() const { return world_.now(); }
+
+TransferId Port::send(PeerId peer, std::uint64_t context, std::uint64_t tag, std::uint64_t address,
+                      std::uint64_t bytes, TimeNs expires, Continuation* then) {
+  const TransferId id = world_.next_id();
+  world_.post(std::make_shared<Message>(Message{
+      id, rank_, std::int32_t(peer), true, context, tag, address, bytes, expires, then, {}}));
+  return id;
+}
+
+TransferId Port::recv(PeerId peer, std::uint64_t context, std::uint64_t tag, std::uint64_t address,
+                      std::uint64_t bytes, TimeNs expires, Continuation* then) {
+  const TransferId id = world_.next_id();
+  const std::int32_t from = peer == kAnyPeer ? -1 : std::int32_t(peer);
+  world_.post(std::make_shared<Message>(
+      Message{id, rank_, from, false, context, tag, address, bytes, expires, then, {}}));
+  return id;
+}
+
+void Port::cancel(TransferId id) { world_.cancel(id); }
+
+py::tuple as_tuple(const Place& place) {
+  return py::make_tuple(int(place.space), place.index, place.offset);
+}
+
+// (scratch bytes, [(kind, peer, channel, bytes, to, left, right, after)]) or the reason why not.
+py::object planned(std::tuple<int, int, int, int> what, std::int32_t rank, std::int32_t size,
+                   std::vector<std::uint64_t> inputs, std::vector<std::uint64_t> outputs,
+                   std::tuple<std::uint64_t, std::uint64_t, std::uint64_t, int> tuning) {
+  const auto [kind, reduce, dtype, root] = what;
+  const auto [small, chunk, buffered, direct] = tuning;
+  Schedule schedule;
+  const Status status = plan({kind, reduce, dtype, root, rank, size, inputs, outputs},
+                             {small, chunk, buffered, std::int32_t(direct)}, schedule);
+  if (!status.ok()) return py::str(status.text);
+  py::list steps;
+  for (const Step& s : schedule.steps) {
+    const auto after = schedule.after(s);
+    steps.append(py::make_tuple(int(s.kind), s.peer, s.channel, s.bytes, as_tuple(s.to),
+                                as_tuple(s.left), as_tuple(s.right),
+                                std::vector<std::uint32_t>(after.begin(), after.end())));
+  }
+  return py::make_tuple(schedule.scratch_bytes, steps);
+}
+
+}  // namespace
+
+PYBIND11_MODULE(collectives_world, m) {
+  py::class_<World>(m, "World")
+      .def(py::init<std::int32_t, std::tuple<std::uint64_t, std::uint64_t, std::uint64_t, int>,
+                    std::uint64_t>())
+      .def("start", &World::start)
+      .def("step", &World::step)
+      .def("run", &World::run)
+      .def("result", &World::result)
+      .def("open_messages", &World::open_messages)
+      .def("lingering", &World::lingering)
+      .def("cancel", &World::cancel_call)
+      .def("abort", &World::abort)
+      .def("remove_group", &World::remove_group)
+      .def("kill", &World::kill)
+      .def("expire", &World::expire);
+  m.def("plan", &planned);
+  m.def("why_not", &why_not);
+  m.def("combine", [](int reduce, int dtype, std::uint64_t to, std::uint64_t left,
+                      std::uint64_t right, std::uint64_t bytes) {
+    combine(reduce, dtype, reinterpret_cast<void*>(to), reinterpret_cast<void*>(left),
+            reinterpret_cast<void*>(right), bytes);
+  });
+  m.def("divide", [](int dtype, std::uint64_t to, std::uint64_t bytes, int by) {
+    divide(dtype, reinterpret_cast<void*>(to), bytes, by);
+  });
+}

@@ -1,0 +1,176 @@
+"""Stage: tests. Collectives that fail: ranks that die, come late, give up, or disagree."""
+
+from __future__ import annotations
+
+from types import ModuleType
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from tests.collective_calls import (
+    CANCELLED,
+    FAILED,
+    LARGE,
+    MISMATCH,
+    OK,
+    PEER_LOST,
+    SECOND,
+    TIMEOUT,
+    TUNINGS,
+    finish,
+    make_call,
+)  # fmt: skip
+from tests.native_modules import native_module
+from tests.reductions import KINDS
+
+
+@pytest.fixture(scope="module")
+def native() -> ModuleType:
+    return native_module("collectives_world", ["collectives/*.cpp"])
+
+
+@settings(max_examples=150)
+@given(
+    kind=st.sampled_from([k for k in KINDS if k != "barrier"]),
+    size=st.integers(2, 6),
+    tuning=st.sampled_from(TUNINGS),
+    before=st.integers(0, 200),
+    seed=st.integers(0, 2**32),
+)
+def test_a_lost_rank_ends_every_rank_with_an_error_that_names_it(
+    native: ModuleType, kind: str, size: int, tuning: tuple[int, ...], before: int, seed: int
+) -> None:
+    world = native.World(size, tuning, seed)
+    dead = seed % size
+    first, second = (make_call(kind, size, 500, seed + n) for n in range(2))
+    for rank in range(size):
+        first.start(world, rank, 1, SECOND)
+    world.run(before)
+    world.kill(dead)
+    finish(world)
+    for rank in range(size):
+        if rank != dead:
+            second.start(world, rank, 2, SECOND)
+    barrier = make_call("barrier", size, 0, seed)
+    for rank in range(size):
+        if rank != dead:
+            barrier.start(world, rank, 3, SECOND)
+    finish(world)
+    for rank in set(range(size)) - {dead}:
+        for call in (first, second, barrier):
+            code, text, ends = world.result(call.numbers[rank])
+            assert ends == 1, (call.kind, rank)
+            assert code in (OK, PEER_LOST)
+            assert code == OK or f"rank {dead} is lost" in text
+        # Who needs everybody cannot have succeeded without the dead one.
+        assert world.result(barrier.numbers[rank])[0] == PEER_LOST
+    world.expire(2 * SECOND)  # A message that nobody takes any more stays until its time is over.
+    finish(world)
+    assert world.open_messages() == 0
+    for call in (first, second):
+        held = [[t.clone() for t in row] for row in call.outputs]
+        finish(world)
+        assert all(
+            torch.equal(a, b)
+            for rows in zip(call.outputs, held, strict=True)
+            for a, b in zip(*rows, strict=True)
+        )
+
+
+@pytest.mark.parametrize("tuning", TUNINGS)
+def test_a_timeout_names_the_ranks_that_did_not_come(
+    native: ModuleType, tuning: tuple[int, ...], seed: int
+) -> None:
+    world = native.World(3, tuning, seed)
+    call = make_call("all_reduce", 3, 100, seed)
+    for rank in (0, 1):
+        call.start(world, rank, 1, 2 * SECOND)
+    finish(world)
+    world.expire(1 + 2 * SECOND)
+    finish(world)
+    texts = [world.result(call.numbers[rank]) for rank in (0, 1)]
+    assert [(code, ends) for code, _, ends in texts] == [(TIMEOUT, 1)] * 2
+    assert any("timed out after 2.000 s, waiting for rank" in text for _, text, _ in texts)
+    assert any("2" in text.partition("waiting for rank")[2] for _, text, _ in texts)
+    assert world.open_messages() == 0
+
+
+@settings(max_examples=60)
+@given(
+    kind=st.sampled_from(["all_reduce", "broadcast", "all_gather", "all_to_all"]),
+    before=st.integers(0, 60),
+    how=st.sampled_from(["cancel", "abort", "remove"]),
+    tuning=st.sampled_from(TUNINGS),
+    seed=st.integers(0, 2**32),
+)
+def test_who_cancels_has_his_memory_back(
+    native: ModuleType, kind: str, before: int, how: str, tuning: tuple[int, ...], seed: int
+) -> None:
+    world = native.World(3, tuning, seed)
+    call = make_call(kind, 3, 200, seed)
+    for rank in range(3):
+        call.start(world, rank, 1, SECOND)
+    world.run(before)
+    for rank in range(3):
+        if how == "cancel":
+            world.cancel(call.numbers[rank])
+        elif how == "abort":
+            world.abort(rank, "the user said stop")
+        else:
+            world.remove_group(rank)
+    finish(world)
+    for rank in range(3):
+        code, text, ends = world.result(call.numbers[rank])
+        assert ends == 1
+        assert code in (OK, CANCELLED), text
+    if how != "abort":  # A message that nobody takes any more stays until its time is over.
+        world.expire(2 * SECOND)
+        finish(world)
+    assert world.open_messages() == 0
+    if how != "cancel":
+        again = make_call("barrier", 3, 0, seed)
+        again.start(world, 0, 9)
+        code, text, _ = world.result(again.numbers[0])
+        assert (code, text) == {
+            "abort": (CANCELLED, "the user said stop"),
+            "remove": (FAILED, "the process group was destroyed"),
+        }[how]
+
+
+def test_ranks_that_disagree_on_sizes_get_an_error(native: ModuleType, seed: int) -> None:
+    for tuning in TUNINGS:
+        world = native.World(2, tuning, seed)
+        calls = [make_call("all_reduce", 2, count, seed) for count in (50, 60)]
+        for rank in range(2):
+            calls[rank].start(world, rank, 1, SECOND)
+        finish(world)
+        world.expire(2 * SECOND)
+        finish(world)
+        codes = [world.result(calls[rank].numbers[rank])[0] for rank in range(2)]
+        assert set(codes) <= {MISMATCH, TIMEOUT}
+        assert MISMATCH in codes
+
+
+def test_a_sender_does_not_run_ahead_without_bound(native: ModuleType, seed: int) -> None:
+    """Small broadcasts end at the root at once, but only so many of them."""
+    world = native.World(2, LARGE, 3)
+    done = 0
+    made = []
+    for tag in range(200):
+        call = make_call("broadcast", 2, 10, seed)
+        call.root = 0
+        call.inputs = [[torch.arange(10, dtype=torch.int32)], []]
+        call.outputs = [[], [torch.zeros(10, dtype=torch.int32)]]
+        call.start(world, 0, tag)
+        made.append(call)
+    finish(world)
+    done = sum(world.result(call.numbers[0])[2] for call in made)
+    assert done >= 64
+    assert world.lingering(0) <= 64
+    for tag, call in enumerate(made):
+        call.start(world, 1, tag)
+    finish(world)
+    assert all(torch.equal(call.outputs[1][0], call.inputs[0][0]) for call in made)
+    assert all(world.result(n) == (OK, "", 1) for call in made for n in call.numbers)

@@ -1,0 +1,266 @@
+"""Stage: control. What is known of one peer: its card, its session, the state of each rail to it.
+
+Contacts are made on any thread and looked up under the registry's lock; the rails' states belong to
+the control thread. Lock order: the registry's lock, then the engine's. What always holds: one
+contact, and one engine peer, per session; a session that was given up never comes back.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import random
+import threading
+from dataclasses import dataclass, field
+
+from .card import Card
+from .conversation import Stopped, Verdict
+from .errors import TentError
+from .handshake import SESSION_BYTES
+from .pairing import Rail, tcp_rails
+from .site import KIND_BITS, LOCAL_KINDS, Site
+
+RAILS_MAX = 64
+BACKOFF_MIN_S = 0.01
+BACKOFF_MAX_S = 0.4  # With one connect timeout on top, a repaired rail is back within a second.
+BACKOFF_UNSEEN_MAX_S = 30.0  # For rails that have never worked: most of them never will.
+HEALTHY_S = 1.0  # A link that lived this long has earned an immediate redial.
+LOCAL_RAIL = "unix socket"
+
+
+@dataclass(eq=False)
+class RailState:
+    """One rail to a peer, up or not. Control thread only."""
+
+    rail: Rail
+    name: str
+    link: int = 0  # 0: down
+    last_link: int = 0
+    up_since: float = 0.0
+    ever_up: bool = False
+    arriving: bool = False  # the peer's connection is in its handshake
+    insist: bool = False
+    backoff_s: float = 0.0
+    verdict: Verdict | None = None  # of the last try since the rail was up
+    reason: str = ""
+    wanted: bool = False  # somebody has asked for it
+    dialing: asyncio.Task[None] | None = None
+    trying: bool = False  # a try is under way, not only the pause before the next
+    settled: asyncio.Event = field(default_factory=asyncio.Event)  # set while it is up
+
+    @property
+    def can_dial(self) -> bool:
+        """Whether we know how to get there."""
+        return bool(self.rail.ways) or self.rail.kind in LOCAL_KINDS
+
+    def went_up(self, link: int, now: float) -> None:
+        """A link is in use."""
+        self.link, self.up_since, self.ever_up = link, now, True
+        self.insist, self.verdict, self.reason = False, None, ""
+        self.settled.set()
+
+    def went_down(self, now: float, reason: str) -> None:
+        """The link is gone."""
+        if now - self.up_since >= HEALTHY_S:
+            self.backoff_s = 0.0
+        self.link, self.last_link, self.reason = 0, self.link, reason
+        self.settled.clear()
+
+    def failed(self, stop: Stopped, urgent: bool) -> None:
+        """A try has failed: the next one waits longer, but never long where it is urgent."""
+        self.verdict, self.reason = stop.verdict, stop.reason
+        most = BACKOFF_MAX_S if self.ever_up or urgent else BACKOFF_UNSEEN_MAX_S
+        self.backoff_s = min(max(2 * self.backoff_s, BACKOFF_MIN_S), most)
+
+    def pause_s(self) -> float:
+        """How long to wait before the next try; uneven, so that two dialers fall out of step."""
+        return self.backoff_s * random.uniform(0.8, 1.2)
+
+
+class Contact:
+    """One session with one incarnation of a peer."""
+
+    def __init__(self, site: Site, card: Card) -> None:
+        self.card = card
+        self.peer = -1  # until the registry has told the engine
+        self.lost = False
+        self.session = os.urandom(SESSION_BYTES)
+        self.their_session = b""  # empty: no handshake has succeeded yet
+        self.notes: dict[str, str] = {}  # per kind: why it is not used
+        self.linked_until = 0.0  # when a link was last seen
+        self.kinds = tuple(k for k in site.settings.transports if k in card.transports)
+        same_network = card.host.same_network(site.card.host)
+        self.local = same_network and bool(card.local_name)
+        self.rails: list[RailState] = []
+        for kind in LOCAL_KINDS:
+            if kind in self.kinds and self.local:
+                self.rails.append(RailState(Rail(kind), kind))
+        if "tcp" in self.kinds:
+            listed = site.settings.rails is not None
+            for rail in tcp_rails(site.ends, listed, card, same_network):
+                self.rails.append(RailState(rail, _name(rail)))
+        for kind in LOCAL_KINDS:
+            why = _unfit(site, card, kind)
+            if why:
+                self.notes[kind] = why
+
+    @property
+    def up(self) -> bool:
+        """Whether any link is in use, or on its way in."""
+        return any(state.link or state.arriving for state in self.rails)
+
+    def wanted(self, mask: int) -> list[RailState]:
+        """The rails to dial for transfers that may use the kinds of `mask`: those within the host,
+        and only where there are none the others."""
+        allowed = [s for s in self.rails if s.can_dial and KIND_BITS[s.rail.kind] & mask]
+        near = [s for s in allowed if s.rail.kind in LOCAL_KINDS]
+        near = [s for s in near if s.verdict is not Verdict.UNFIT]
+        return near or [s for s in allowed if s.rail.kind == "tcp"]
+
+    def rail_for(self, kind: str, own: str, theirs: str, name: str) -> RailState:
+        """The rail that a connection from the peer belongs to; a new one if it is none of ours.
+
+        Raises Stopped when the peer has brought too many.
+        """
+        for state in self.rails:
+            if state.rail.kind != kind:
+                continue
+            hosts = {(way.source.host, way.target.host) for way in state.rail.ways}
+            if kind in LOCAL_KINDS or (own, theirs) in hosts or state.name == name:
+                return state
+        if len(self.rails) >= RAILS_MAX:
+            raise Stopped(Verdict.UNFIT, f"there are {RAILS_MAX} rails already")
+        self.rails.append(RailState(Rail(kind), name))
+        return self.rails[-1]
+
+    def hopeless(self) -> str:
+        """Why this peer can never be reached again, "" while it may be.
+
+        One refusal within the host tells everything: its Unix socket lives as long as its engine.
+        Over the network all addresses must refuse, of those that have worked if any has.
+        """
+        if self.up:
+            return ""
+        tried = [s for s in self.rails if s.can_dial and s.rail.kind in LOCAL_KINDS and s.verdict]
+        for state in tried:
+            if state.verdict in (Verdict.GONE, Verdict.DENIED):
+                return _lament([state])
+        network = [s for s in self.rails if s.can_dial and s.rail.kind == "tcp"]
+        network = [s for s in network if s.ever_up] or network
+        known = [s for s in network if s.verdict is not Verdict.NO_ROUTE]
+        final = (Verdict.GONE, Verdict.DENIED, Verdict.UNFIT)
+        if known and all(state.verdict in final for state in known):
+            return _lament(known)
+        if not network and tried and all(s.verdict is Verdict.UNFIT for s in self.rails):
+            return _lament(tried)
+        return ""
+
+
+def _unfit(site: Site, card: Card, kind: str) -> str:
+    """Why a kind of rail within the host cannot lead to this peer, "" when it may."""
+    if kind not in site.settings.transports:
+        return "not in this engine's TENT_TRANSPORTS"
+    if kind not in card.transports:
+        return "not in the peer's TENT_TRANSPORTS"
+    if card.host.boot_id != site.card.host.boot_id:
+        return "the peer is on another host"
+    return "" if card.host.same_network(site.card.host) else "another network namespace"
+
+
+def _name(rail: Rail) -> str:
+    return f"tcp {rail.ways[0].source.host}>{rail.ways[0].target.host}"
+
+
+def _lament(states: list[RailState]) -> str:
+    """The reason in words: a refusal with a reason tells more than a closed port."""
+    for verdict in (Verdict.DENIED, Verdict.UNFIT):
+        for state in states:
+            if state.verdict is verdict:
+                return f"cannot connect ({state.name}): {state.reason}"
+    for state in states:
+        if state.reason.startswith("restarted"):
+            return f"{state.reason} ({state.name})"
+    names = ", ".join(s.name if s.rail.ways else LOCAL_RAIL for s in states)
+    return f"no process listens at its addresses any more ({names}): it has ended"
+
+
+class Contacts:
+    """All living contacts, by incarnation and by engine peer. Any thread."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._by_incarnation: dict[bytes, Contact] = {}
+        self._by_peer: dict[int, Contact] = {}
+        self._cards: dict[int, Card] = {}
+
+    def find(self, incarnation: bytes) -> Contact | None:
+        """The living contact with this incarnation."""
+        with self._lock:
+            return self._by_incarnation.get(incarnation)
+
+    def of_peer(self, peer: int) -> Contact | None:
+        """The contact that an engine peer belongs to, also while it is being lost."""
+        with self._lock:
+            return self._by_peer.get(peer)
+
+    def card_of(self, peer: int) -> Card | None:
+        """The card of a peer, alive or lost."""
+        with self._lock:
+            return self._cards.get(peer)
+
+    def names(self) -> dict[int, str]:
+        """What people call each peer, alive or lost."""
+        with self._lock:
+            return {peer: card.name for peer, card in self._cards.items()}
+
+    def all(self) -> list[Contact]:
+        """The contacts at this moment."""
+        with self._lock:
+            return list(self._by_incarnation.values())
+
+    def find_or_add(self, site: Site, card: Card, called_us: bool = False) -> Contact:
+        """The living contact with the card's incarnation; a new session if the last was lost.
+
+        Raises TentError where no rail can lead there, unless the peer has found one to us.
+        """
+        with self._lock:
+            contact = self._by_incarnation.get(card.incarnation)
+            if contact is not None and not contact.lost and site.engine.alive(contact.peer):
+                return contact
+            contact = Contact(site, card)
+            if not contact.rails and not called_us:
+                raise TentError(_no_rails(site, card))
+            contact.peer = site.engine.add_peer(card.name)
+            self._by_incarnation[card.incarnation] = contact
+            self._by_peer[contact.peer] = contact
+            self._cards[contact.peer] = card
+            return contact
+
+    def drop(self, contact: Contact) -> None:
+        """Forgets a contact whose session has ended."""
+        with self._lock:
+            contact.lost = True
+            self._by_peer.pop(contact.peer, None)
+            if self._by_incarnation.get(contact.card.incarnation) is contact:
+                del self._by_incarnation[contact.card.incarnation]
+
+
+def _no_rails(site: Site, card: Card) -> str:
+    """Why no rail can lead to this peer, and what to do."""
+    kinds = [kind for kind in site.settings.transports if kind in card.transports]
+    if not kinds:
+        ours, theirs = ", ".join(site.settings.transports), ", ".join(card.transports)
+        return f"no transport in common with {card.name}: {ours} here, {theirs} there"
+    if card.host.same_network(site.card.host):
+        return f"no rail leads to {card.name} on this host by {', '.join(kinds)}: list TENT_RAILS"
+    if site.settings.secret is None:
+        return (
+            f"{card.name} is on another host (or in another network namespace), and without a "
+            "secret engines talk within one host only: set the same TENT_SECRET for both"
+        )
+    here = ", ".join(a.host for end in site.ends for a in end.addresses)
+    there = ", ".join(address.host for address in card.addresses)
+    return (
+        f"no address of {card.name} ({there or 'it lists none'}) can be reached from those of this "
+        f"engine ({here or 'none'}): check that both have a secret, and TENT_RAILS"
+    )
