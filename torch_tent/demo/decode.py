@@ -13,6 +13,7 @@ import torch
 
 import torch_tent as tent
 from torch_tent.demo.children import Line
+from torch_tent.demo.doors import engine_behind
 from torch_tent.demo.model import build, empty_pages, generate, paged_cache
 from torch_tent.demo.plan import PATIENCE_S, THREADS, TRANSFER_S_MAX, Plan, note_of
 from torch_tent.demo.prompt import chunks
@@ -28,7 +29,7 @@ def work(line: Line, plan: Plan) -> None:
     # As in a server that has been running for a while: free blocks lie anywhere.
     table = torch.randperm(blocks, generator=torch.Generator().manual_seed(shape.seed))
     pages = empty_pages(shape, blocks)
-    engine = tent.Engine(plan.settings("decode"))
+    engine = engine_behind(line, plan, "decode")
     try:
         with tent.KVCache(pages, block_dim=1, access="write", engine=engine) as cache:
             line.tell("ready", (cache.ticket(), table.tolist()))

@@ -10,23 +10,27 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import msgspec
 import numpy as np
 
 from torch_tent.demo.children import Child, Line, ended, wait_for_any
 from torch_tent.demo.faults import AT_SHARE, Injector, planned
-from torch_tent.demo.plan import PATIENCE_S, Plan, hosts, note_of
+from torch_tent.demo.plan import PATIENCE_S, Plan, hosts, note_of, rail_of
 from torch_tent.demo.progress import Bar, Stage
 from torch_tent.demo.prompt import chunks
 from torch_tent.demo.rails import Relays
+from torch_tent.demo.relay import Side
 from torch_tent.demo.story import Fault, Slice, Story, Verdict, Write
 from torch_tent.demo.told import Alone, Decoded, Prefilled
-from torch_tent.ticket import Ticket
 
 TICK_S = 0.01
 # All rails together: the transfer should take somewhat longer than the prefill, so that a fault
 # finds both under way and costs what it costs.
 SPEED_BYTES_PER_S = 12e6
+NEAR: Side = "near"
+FAR: Side = "far"
+
+Said = tuple[str, str]  # who, what
+Bars = dict[Said, Bar]
 
 
 @dataclass(frozen=True)
@@ -41,37 +45,49 @@ class Moved:
 
 def perform(plan: Plan, fault: str, stage: Stage) -> Story:
     """One run, to the end. Raises ChildFailure when one of the processes fails."""
-    breaks = planned(fault, plan.rails)
+    bars = make_bars(plan, stage)
+    moved = move(plan, fault, stage, bars)
+    stage.say("both processes have ended; now one process does the same alone")
     children: list[Child] = []
     with ended(children):
+        children.append(Child("single", _alone, plan))
+        hearing = Hearing(children, stage, bars)
+        hearing.until(("single", "done"))
+    return story(plan, moved, verdict(moved, hearing.heard["single", "done"]))
+
+
+def move(plan: Plan, fault: str, stage: Stage, bars: Bars) -> Moved:
+    """The prefill and the decode process, and the rails between them."""
+    breaks = planned(fault, plan.rails)
+    ends = list(zip(hosts("prefill", plan.rails), hosts("decode", plan.rails), strict=True))
+    children: list[Child] = []
+    with Relays(ends, speed(plan)) as relays, ended(children):
         stage.say("starting the prefill and the decode process")
         decode, prefill = Child("decode", _decode, plan), Child("prefill", _prefill, plan)
         children += [decode, prefill]
-        hearing = Hearing(children, stage, bars(plan, stage))
-        hearing.until(lambda heard: {("decode", "ready"), ("prefill", "ready")} <= heard.keys())
-        ticket, table = hearing.heard["decode", "ready"]
-        addresses = [(each.host, each.port) for each in Ticket.decode(ticket).card.addresses]
-        with Relays(hosts("relay", plan.rails), addresses, speed(plan)) as relays:
-            injector = Injector(
-                relays, breaks, AT_SHARE * cache_bytes(plan), lambda text: stage.say(text, "red")
-            )
-            prefill.tell("open", (through(ticket, relays), table))
-            decode.tell("began")
-            hearing.until(
-                lambda heard: {("decode", "done"), ("prefill", "done")} <= heard.keys(),
-                lambda: injector.step(sum(relays.total(rail) for rail in range(plan.rails))),
-            )
-            for child in children:
-                child.tell("end")
-                child.end()
-            crossed = [relays.moved(rail) for rail in range(plan.rails)]
-        stage.say("both processes have ended; now one process does the same alone")
-        children.append(Child("single", _alone, plan))
-        checking = Hearing(children[-1:], stage, hearing.bars)
-        checking.until(lambda heard: ("single", "done") in heard)
-    prefilled, decoded = hearing.heard["prefill", "done"], hearing.heard["decode", "done"]
-    moved = Moved(prefilled, decoded, crossed, injector.record)
-    return story(plan, moved, verdict(moved, checking.heard["single", "done"]))
+        hearing = Hearing(children, stage, bars)
+        hearing.until(("decode", "addresses"), ("prefill", "addresses"))
+        for child, side in ((prefill, NEAR), (decode, FAR)):
+            relays.lead(side, hearing.heard[child.name, "addresses"])
+            child.tell("doors", relays.doors(side))
+        hearing.until(("decode", "ready"), ("prefill", "ready"))
+        prefill.tell("open", hearing.heard["decode", "ready"])
+        decode.tell("began")
+        injector = Injector(
+            relays, breaks, AT_SHARE * cache_bytes(plan), lambda text: stage.say(text, "red")
+        )
+        hearing.until(
+            ("decode", "done"),
+            ("prefill", "done"),
+            each_turn=lambda: injector.step(sum(relays.total(n) for n in range(plan.rails))),
+        )
+        for child in children:
+            child.tell("end")
+        for child in children:
+            child.end()
+        crossed = [relays.moved(rail) for rail in range(plan.rails)]
+    heard = hearing.heard
+    return Moved(heard["prefill", "done"], heard["decode", "done"], crossed, injector.record)
 
 
 def _decode(line: Line, plan: Plan) -> None:
@@ -93,25 +109,18 @@ def _alone(line: Line, plan: Plan) -> None:
     alone.work(line, plan)
 
 
-Heard = dict[tuple[str, str], Any]
-
-
 class Hearing:
     """Hears what children say: the last of each kind is kept, and steps move a bar."""
 
-    def __init__(
-        self, children: Sequence[Child], stage: Stage, bars: dict[tuple[str, str], Bar]
-    ) -> None:
+    def __init__(self, children: Sequence[Child], stage: Stage, bars: Bars) -> None:
         self._children = children
         self._stage = stage
-        self.bars = bars
-        self.heard: Heard = {}
+        self._bars = bars
+        self.heard: dict[Said, Any] = {}
 
-    def until(
-        self, done: Callable[[Heard], bool], each_turn: Callable[[], None] = lambda: None
-    ) -> None:
-        """Listens until `done` of what was heard. Raises ChildFailure, see Child."""
-        while not done(self.heard):
+    def until(self, *awaited: Said, each_turn: Callable[[], None] = lambda: None) -> None:
+        """Listens until all of this was heard. Raises ChildFailure, see Child."""
+        while not self.heard.keys() >= set(awaited):
             wait_for_any(self._children, TICK_S)
             each_turn()
             for child in self._children:
@@ -121,14 +130,14 @@ class Hearing:
                 child.check_patience(PATIENCE_S)
 
     def _show(self, name: str, kind: str, content: Any) -> None:
-        bar = self.bars.get((name, kind))
+        bar = self._bars.get((name, kind))
         if bar is not None:
             bar.advance(1 if kind == "token" else content)
         elif kind == "began":
             self._stage.say("the prefill begins")
 
 
-def bars(plan: Plan, stage: Stage) -> dict[tuple[str, str], Bar]:
+def make_bars(plan: Plan, stage: Stage) -> Bars:
     """What is shown to grow, by who says what."""
     tokens = len(plan.prompt) - 1
     return {
@@ -151,23 +160,11 @@ def cache_bytes(plan: Plan) -> int:
     return plan.shape.blocks(last) * plan.shape.block_tokens * plan.shape.token_bytes
 
 
-def through(ticket: bytes, relays: Relays) -> bytes:
-    """The ticket with each address replaced by that of the relay before it."""
-    found = Ticket.decode(ticket)
-    addresses = tuple(
-        msgspec.structs.replace(address, host=host, port=port)
-        for address, (host, port) in zip(found.card.addresses, relays.addresses, strict=True)
-    )
-    card = msgspec.structs.replace(found.card, addresses=addresses)
-    return msgspec.structs.replace(found, card=card).encode()
-
-
 def verdict(moved: Moved, alone: Alone) -> Verdict:
     """Compares token by token, and the two caches by their digests."""
     ours, theirs = list(moved.decoded.tokens), list(alone.tokens)
-    same = next(
-        (n for n, pair in enumerate(zip(ours, theirs, strict=True)) if len({*pair}) > 1), len(ours)
-    )
+    pairs = enumerate(zip(ours, theirs, strict=True))
+    same = next((n for n, (one, other) in pairs if one != other), len(ours))
     difference = np.abs(np.array(moved.decoded.logits) - np.array(alone.logits)).max()
     return Verdict(
         tokens_equal=ours == theirs,
@@ -181,9 +178,8 @@ def verdict(moved: Moved, alone: Alone) -> Verdict:
 def story(plan: Plan, moved: Moved, judged: Verdict) -> Story:
     """Everything that was told, on one clock."""
     prefilled, decoded = moved.prefilled, moved.decoded
-    rails = {host: rail for rail, host in enumerate(hosts("relay", plan.rails))}
     slices = [
-        Slice(transfer, rails[name.rpartition(">")[2]], offset, size, posted, ended_ns, acked)
+        Slice(transfer, rail_of(name), offset, size, posted, ended_ns, acked)
         for transfer, _, name, offset, size, posted, ended_ns, acked in prefilled.trace
     ]
     writes = [

@@ -14,6 +14,7 @@ import torch
 
 import torch_tent as tent
 from torch_tent.demo.children import Line
+from torch_tent.demo.doors import engine_behind
 from torch_tent.demo.model import build, empty_pages, paged_cache, prefill
 from torch_tent.demo.plan import PATIENCE_S, THREADS, TRANSFER_S_MAX, Plan, note_of
 from torch_tent.demo.prompt import Chunk, Shape
@@ -27,7 +28,7 @@ def work(line: Line, plan: Plan) -> None:
     model = build(shape)
     blocks = shape.blocks(len(plan.prompt))
     pages = empty_pages(shape, blocks)
-    engine = tent.Engine(plan.settings("prefill"))
+    engine = engine_behind(line, plan, "prefill")
     engine.native.trace(True)
     try:
         with tent.KVCache(pages, block_dim=1, engine=engine) as cache:
@@ -49,7 +50,7 @@ def work(line: Line, plan: Plan) -> None:
                 prefilled_ns=prefilled_ns,
                 sent=sent,
                 trace=engine.native.take_trace(),
-                fences=sender.fences(),
+                fences=engine.native.stats()["transfers"]["fences"],
                 digest=digest.hexdigest(),
             )
             line.tell("done", found)
@@ -91,6 +92,7 @@ class Sender:
             notify=note_of(chunk.index, layer),
             require="tcp",
             timeout=TRANSFER_S_MAX,
+            deadline=TRANSFER_S_MAX,  # What was computed first goes first.
         )
         self._writes.append((chunk, layer, began_ns, transfer))
         transfer.add_done_callback(lambda _: self._ended_ns.update({place: time.monotonic_ns()}))
@@ -104,7 +106,3 @@ class Sender:
             size = transfer.report()["bytes"]
             found.append(Sent(chunk.index, layer, size, began_ns, ended_ns))
         return found
-
-    def fences(self) -> int:
-        """How often a rail was closed by agreement before slices went elsewhere."""
-        return sum(transfer.report()["fences"] for *_, transfer in self._writes)
