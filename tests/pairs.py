@@ -7,6 +7,7 @@ of the block, whatever happened in it.
 from __future__ import annotations
 
 import contextlib
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -59,8 +60,6 @@ def two_engines(**settings: Any) -> Iterator[Pair]:
 
 def until(true: Callable[[], Any], seconds: float = WAIT_S) -> None:
     """Waits for something that another thread or process is about to make true."""
-    import time
-
     end = time.monotonic() + seconds
     while not true():
         assert time.monotonic() < end, f"not true after {seconds} s"

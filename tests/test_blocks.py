@@ -1,4 +1,4 @@
-"""Tests of torch_tent.blocks: index lists are checked and mean the blocks that torch would index."""
+"""Tests of torch_tent.blocks: index lists are checked, and mean what indexing means."""
 
 from __future__ import annotations
 

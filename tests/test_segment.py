@@ -1,4 +1,4 @@
-"""Tests of torch_tent.segment: views mean what they mean for tensors, rights and life spans hold."""
+"""Tests of torch_tent.segment: views mean what they mean for tensors; rights and life spans."""
 
 from __future__ import annotations
 
@@ -155,7 +155,7 @@ def test_what_does_not_fit_is_named_at_the_call(pair: Pair) -> None:
 def test_rights_are_checked_at_the_call(pair: Pair) -> None:
     _, readable = shared(pair, torch.zeros(3), "read")
     _, writable = shared(pair, torch.zeros(3), "write")
-    with pytest.raises(tent.AccessError, match="allows 'read', not to write.*access='write'"):
+    with pytest.raises(tent.AccessError, match=r"allows 'read', not to write.*access='write'"):
         pair.a.write(torch.ones(3), readable)
     with pytest.raises(tent.AccessError, match="allows 'write', not to read"):
         pair.a.read(writable)
@@ -225,7 +225,7 @@ def test_tickets_that_are_none_are_named(pair: Pair) -> None:
     for bad in (b"", b"hello", good[:-1], good + b"x", good[:40] + b"\0" + good[41:]):
         with pytest.raises(tent.TicketError):
             pair.a.open(bad)
-    with pytest.raises(tent.TentError, match="own memory.*copy_"):
+    with pytest.raises(tent.TentError, match=r"own memory.*copy_"):
         pair.b.open(good)
     honest = Ticket.decode(good)
     strange = TensorLayout(0, 0, (3,), (4,), "float5_e1m1", 4)

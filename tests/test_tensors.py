@@ -100,12 +100,11 @@ def test_a_destination_never_has_two_elements_in_one_place(x: torch.Tensor) -> N
     piece_bytes, dims = tensors.grid(x.shape, tensors.steps(x), 2)
     places = list(bytes_of(0, piece_bytes, dims))
     overlaps = len(places) != len(set(places))
-    try:
+    if overlaps:
+        with pytest.raises(ValueError, match="share memory"):
+            tensors.check_fillable(x)
+    elif x.is_contiguous():
         tensors.check_fillable(x)
-    except ValueError as error:
-        assert "share memory" in str(error)
-    else:
-        assert not overlaps
 
 
 @given(views())
@@ -230,11 +229,16 @@ class Wrapped(torch.Tensor):
         raise NotImplementedError
 
 
+with warnings.catch_warnings():  # Both kinds are on their way out, or in.
+    warnings.simplefilter("ignore")
+    QUANTIZED = torch._empty_affine_quantized([3], scale=1, zero_point=0, dtype=torch.qint8)
+    SPARSE_ROWS = torch.eye(3).to_sparse_csr()
+
 EITHER = [
     (torch.empty(3, device="meta"), "device 'meta', which has no memory"),
     (torch.eye(3).to_sparse(), "layout torch.sparse_coo.*values and indices"),
-    (torch.eye(3).to_sparse_csr(), "layout torch.sparse_csr"),
-    (torch.quantize_per_tensor(torch.ones(3), 0.1, 0, torch.qint8), "quantized dtype.*int_repr"),
+    (SPARSE_ROWS, "layout torch.sparse_csr"),
+    (QUANTIZED, "quantized dtype.*int_repr"),
     (Wrapped(), "Wrapped, which has no memory of its own"),
     (np.arange(5.0)[::-1], "negative strides.*ascontiguousarray"),
     (np.array(["a", "b"]), "NumPy array of dtype <U1"),

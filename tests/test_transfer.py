@@ -193,22 +193,29 @@ def test_cancel_wakes_those_who_wait(pair: Pair) -> None:
     assert [type(error) for error in caught] == [tent.TransferCancelled] * 3
 
 
-def test_errors_say_what_differed(pair: Pair) -> None:
-    received = pair.b.recv(torch.zeros(3), 0, 9, group=pair.group_b)
-    sent = pair.a.send(torch.ones(2), 1, 9, group=pair.group_a)
-    for transfer in (sent, received):
+BIG = 1 << 16  # Elements; small sends end when the peer's engine has them, received or not.
+
+
+def test_both_ends_say_what_differed(pair: Pair) -> None:
+    received = pair.b.recv(torch.zeros(BIG + 1), 0, 9, group=pair.group_b)
+    sent = pair.a.send(torch.ones(BIG), 1, 9, group=pair.group_a)
+    for transfer, peer in ((sent, pair.b), (received, pair.a)):
         error = transfer.exception(WAIT_S)
         assert type(error) is tent.TransferError
-        assert "8" in str(error)
-        assert "12" in str(error)
-    assert sent.exception().peer == pair.b.card.name  # type: ignore[union-attr]
+        assert str(4 * BIG) in str(error)
+        assert str(4 * BIG + 4) in str(error)
+        assert error.peer == peer.card.name
 
 
-def test_dtypes_must_agree(pair: Pair) -> None:
-    received = pair.b.recv(torch.zeros(2), 0, 10, group=pair.group_b)
-    sent = pair.a.send(torch.ones(2, dtype=torch.int32), 1, 10, group=pair.group_a)
-    for transfer in (sent, received):
-        assert "dtype" in str(transfer.exception(WAIT_S))
+@pytest.mark.parametrize("count", [2, BIG])
+def test_dtypes_must_agree(pair: Pair, count: int) -> None:
+    y = torch.zeros(count)
+    received = pair.b.recv(y, 0, 10, group=pair.group_b)
+    sent = pair.a.send(torch.ones(count, dtype=torch.int32), 1, 10, group=pair.group_a)
+    assert "dtype" in str(received.exception(WAIT_S))
+    sent.exception(WAIT_S)
+    assert not y.any()
+    assert count == 2 or "dtype" in str(sent.exception())
 
 
 def test_the_report_accounts_for_every_byte(pair: Pair) -> None:
@@ -225,12 +232,10 @@ def test_the_report_accounts_for_every_byte(pair: Pair) -> None:
     assert sum(report["rails"].values()) == 1 << 20
     assert report["rails"].keys() == report["slices"].keys()
     assert all(count >= 1 for count in report["slices"].values())
+    waiting = pair.never_sent()
     with pytest.raises(RuntimeError, match="not ended"):
-        waiting = pair.never_sent()
-        try:
-            waiting.report()
-        finally:
-            waiting.cancel()
+        waiting.report()
+    waiting.cancel()
 
 
 def test_the_source_is_the_senders_rank(pair: Pair) -> None:

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 
 from .default import engine
+from .engines import Engine
 from .kv import KVCache, RemoteCache
 from .options import Priority, Require
 from .segment import Access, RemoteSegment, Segment
@@ -42,7 +43,8 @@ def send(
     missed). `require`: "shm" (this host's memory), "tcp", "rdma" or "nvlink": no other path.
 
     The bytes go in slices over all rails at once, after TENT's slice spraying (arXiv 2604.00368).
-    Returns a Transfer without a value; it has succeeded once every byte has landed.
+    Returns a Transfer without a value; it has succeeded once every byte has landed (small sends:
+    at the peer, where they wait for their `recv`).
     Raises TypeError and ValueError for memory, rank, tag or options that cannot be used, TentError
     without a group, and TransferError where `require` cannot be met. The Transfer fails with
     TransferError (no rail, the two ends disagree), PeerLostError, TransferTimeout or
@@ -244,7 +246,6 @@ def stats() -> dict[str, Any]:
     return engine().stats()
 
 
-def remote_engine(remote: Any) -> Any:
+def remote_engine(remote: Any) -> Engine:
     """The engine that opened the remote side; the default one says what is wrong with others."""
-    origin = getattr(remote, "_origin", None)
-    return engine() if origin is None else origin.engine
+    return remote.engine if isinstance(remote, RemoteSegment | RemoteCache) else engine()

@@ -27,6 +27,8 @@ from .ticket import Ticket
 from .transfer import Flights, Transfer
 
 if TYPE_CHECKING:
+    from torch._C._distributed_c10d import Store
+
     from .card import Card
     from .options import Priority, Require
 
@@ -186,9 +188,7 @@ class Engine:
             target,
             self._options(origin.peer, priority, timeout, deadline, require),
         )
-        return self.flights.start(
-            operation, (out, tensor), self.peer_name, origin.peer_name, tensor
-        )
+        return self.flights.start(operation, (out, tensor), origin.peer_name, tensor)
 
     # ---- blocks of paged caches --------------------------------------------------------------
 
@@ -256,7 +256,7 @@ class Engine:
         """See `torch_tent.empty`."""
         return memory.empty(self.native, shape, dtype)
 
-    def join(self, store: dist.Store, rank: int, size: int, name: str = "") -> groups.Group:
+    def join(self, store: Store, rank: int, size: int, name: str = "") -> groups.Group:
         """Makes a group out of a c10d store, for `send(..., group=)`, without a process group.
 
         Each of the `size` members, in whatever process, joins with its own `rank` under one `name`,
@@ -361,8 +361,8 @@ def _tell(flights: weakref.ref[Flights]) -> Callable[[list[int]], None]:
 
 
 def _close(control: ControlPlane, native: _engine.Engine, flights: Flights) -> None:
+    native.close()  # First: the control plane waits for its events.
     control.close()
-    native.close()
     flights.settle()
 
 

@@ -19,6 +19,8 @@ from .card import Card
 from .errors import TentError
 
 if TYPE_CHECKING:
+    from torch._C._distributed_c10d import Store
+
     from .engines import Engine
 
 
@@ -39,7 +41,7 @@ class Peers(Protocol):
 class StorePeers:
     """Peers that meet through a c10d store: each publishes its card, and fetches those it needs."""
 
-    def __init__(self, engine: Engine, store: dist.Store, rank: int, size: int, name: str) -> None:
+    def __init__(self, engine: Engine, store: Store, rank: int, size: int, name: str) -> None:
         self.context = int.from_bytes(hashlib.blake2b(name.encode(), digest_size=8).digest())
         self.rank = rank
         self.size = size
@@ -47,7 +49,7 @@ class StorePeers:
         self._store = store
         self._key = f"tent/card/{name}"
         self._peers: dict[int, int] = {}
-        store.set(f"{self._key}/{rank}", engine.card.encode())
+        store.set(f"{self._key}/{rank}", engine.card.encode())  # type: ignore[arg-type]
 
     def peer_of(self, rank: int) -> int:
         """See Peers. Waits until that rank has published its card, as long as the store waits."""

@@ -14,6 +14,7 @@ from collections.abc import AsyncIterator, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
+import msgspec
 import numpy as np
 import torch
 
@@ -63,7 +64,9 @@ class KVCache:
         self.blocks = self.layers[0].shape[block_dim]
         pieces = [piece for layer in self.layers for piece in _by_block(layer, block_dim)]
         self._per_layer = len(pieces) // len(self.layers)
-        self._layouts = tuple(segment.tensor_layout(t, n) for n, t in enumerate(pieces))
+        self._layouts = tuple(
+            _block_layout(piece, n, n // self._per_layer) for n, piece in enumerate(pieces)
+        )
         planes = [tensors.extent(piece) for piece in pieces]
         self._planes_bytes = tuple(size for _, size in planes)
         bases = [address for address, _ in planes]
@@ -183,6 +186,7 @@ class RemoteCache:
         self.layer_count = len(ticket.tensors) // ticket.per_layer
         self.device = origin.device
         self.access = origin.access
+        self.engine = origin.engine
         self.peer = origin.peer_name
         self._origin = origin
         layers = _layers(ticket.tensors, [0] * len(ticket.tensors), ticket.per_layer)
@@ -241,6 +245,22 @@ def _by_block(layer: torch.Tensor, block_dim: int) -> list[torch.Tensor]:
     """The layer as tensors [blocks, ...], one for each position before the block dimension."""
     places = itertools.product(*map(range, layer.shape[:block_dim]))
     return [layer[place] for place in places]
+
+
+def _block_layout(piece: torch.Tensor, plane: int, layer: int) -> TensorLayout:
+    """How a tensor [blocks, ...] lies in its plane. Raises ValueError unless blocks lie apart: the
+    right to one must not reach into another."""
+    layout = segment.tensor_layout(piece, plane)
+    _, block_bytes = tensors.extent(piece[0])
+    steps = layout.strides_bytes
+    if piece.shape[0] == 1:  # Then torch may call the step anything.
+        steps = (block_bytes, *steps[1:])
+    elif steps[0] < block_bytes:
+        raise ValueError(
+            f"layer {layer}: its blocks lie in one another (strides {piece.stride()}), so that the "
+            "right to one would reach another: make the layer contiguous"
+        )
+    return msgspec.structs.replace(layout, strides_bytes=steps)
 
 
 def _layers(

@@ -133,6 +133,11 @@ class RemoteSegment:
         self._bytes = _engine.Layout([part] if piece_bytes else [])
 
     @property
+    def engine(self) -> Engine:
+        """The engine that opened it."""
+        return self._origin.engine
+
+    @property
     def device(self) -> torch.device:
         """Where its owner holds it."""
         return self._origin.device

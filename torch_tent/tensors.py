@@ -207,7 +207,7 @@ def _imported(x: Any, what: str, writable: bool) -> torch.Tensor:
         )
     if hasattr(x, "__dlpack__"):
         try:
-            return torch.from_dlpack(x)
+            return torch.utils.dlpack.from_dlpack(x)
         except (BufferError, RuntimeError, TypeError, ValueError) as error:
             raise TypeError(
                 f"the {what}, a {type(x).__name__}, could not be taken over by DLPack: {error}"
@@ -247,6 +247,6 @@ def _from_read_only(x: np.ndarray[Any, Any]) -> torch.Tensor:
         return torch.empty(x.shape, dtype=dtype)
     bytes_ = sum((n - 1) * step for n, step in zip(x.shape, x.strides, strict=True)) + x.itemsize
     memory = (ctypes.c_char * bytes_).from_address(x.ctypes.data)
-    memory.array = x  # type: ignore[attr-defined]  # The tensor's storage keeps the array alive.
+    memory.array = x  # The tensor's storage keeps the array alive.
     steps = [step // x.itemsize for step in x.strides]
     return torch.frombuffer(memory, dtype=dtype).as_strided(x.shape, steps)

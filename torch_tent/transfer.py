@@ -237,7 +237,7 @@ class Transfer(torch.futures.Future["torch.Tensor | None"]):
             self.set_result(self._filled)
         else:
             self._filled = None
-            self.set_exception(self._error)
+            self.set_exception(self._error)  # type: ignore[arg-type]  # As torch does itself.
 
     def _still_running(self, timeout: float | None) -> errors.TransferTimeout:
         return errors.TransferTimeout(

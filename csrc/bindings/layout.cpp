@@ -10,19 +10,36 @@
 namespace tent::bindings {
 namespace {
 
-std::shared_ptr<const std::vector<std::int64_t>> blocks_of(const py::handle& given) {
-  if (given.is_none()) return nullptr;
-  using Indices = py::array_t<std::int64_t, py::array::c_style>;
-  if (!py::isinstance<Indices>(given)) {
-    throw py::type_error("block indices must be a contiguous NumPy array of int64");
+// Index lists as C++ has them. The parts of many layers share one: it is copied once here, and so it
+// is sent once, too.
+class IndexLists {
+ public:
+  std::shared_ptr<const std::vector<std::int64_t>> of(const py::handle& given) {
+    if (given.is_none()) return nullptr;
+    if (!given.is(last_)) {
+      copied_ = copy(given);
+      last_ = py::reinterpret_borrow<py::object>(given);
+    }
+    return copied_;
   }
-  const auto indices = py::reinterpret_borrow<Indices>(given);
-  if (indices.ndim() != 1) throw py::value_error("block indices must have one dimension");
-  return std::make_shared<const std::vector<std::int64_t>>(indices.data(),
-                                                           indices.data() + indices.size());
-}
 
-Part part_of(const py::handle& given) {
+ private:
+  static std::shared_ptr<const std::vector<std::int64_t>> copy(const py::handle& given) {
+    using Indices = py::array_t<std::int64_t, py::array::c_style>;
+    if (!py::isinstance<Indices>(given)) {
+      throw py::type_error("block indices must be a contiguous NumPy array of int64");
+    }
+    const auto indices = py::reinterpret_borrow<Indices>(given);
+    if (indices.ndim() != 1) throw py::value_error("block indices must have one dimension");
+    return std::make_shared<const std::vector<std::int64_t>>(indices.data(),
+                                                             indices.data() + indices.size());
+  }
+
+  py::object last_;
+  std::shared_ptr<const std::vector<std::int64_t>> copied_;
+};
+
+Part part_of(const py::handle& given, IndexLists& lists) {
   const auto fields = py::cast<py::tuple>(given);
   if (fields.size() != 5) {
     throw py::value_error("a part is (base, plane, piece_bytes, dims, blocks)");
@@ -35,7 +52,7 @@ Part part_of(const py::handle& given) {
     const auto [count, stride] = py::cast<std::pair<std::uint64_t, std::int64_t>>(dim);
     part.dims.push_back({count, stride});
   }
-  part.blocks = blocks_of(fields[4]);
+  part.blocks = lists.of(fields[4]);
   if (part.blocks && (part.dims.empty() || part.dims[0].count != part.blocks->size())) {
     throw py::value_error("the outermost dim must count as many blocks as there are indices");
   }
@@ -47,9 +64,10 @@ Part part_of(const py::handle& given) {
 Layout layout_of(const py::sequence& given) {
   std::vector<Part> parts;
   parts.reserve(py::len(given));
+  IndexLists lists;
   std::uint64_t bytes = 0;
   for (const auto& part : given) {
-    parts.push_back(part_of(part));
+    parts.push_back(part_of(part, lists));
     bytes += parts.back().bytes();
     if (bytes > std::uint64_t(INT64_MAX)) {
       throw py::value_error("a layout must not exceed 2^63 bytes");

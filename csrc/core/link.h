@@ -64,6 +64,10 @@ class Link {
   void heard(TimeNs now) { last_heard_ = now; }
   TimeNs last_ping = 0;
   bool wants_ping = false;
+  // Since when the frame with this number is overdue: the first to be overdue after a pause of the
+  // whole process deserves a moment more than its due.
+  TimeNs doubted_at = 0;
+  std::uint64_t doubted_sequence = 0;
 
   LinkStats stats;  // counters only; the rest is filled in when asked
 

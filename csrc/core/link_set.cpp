@@ -8,7 +8,8 @@ namespace tent {
 
 namespace {
 constexpr std::size_t kRefusedKept = 64;
-}
+constexpr TimeNs kDoubt = 5 * kMillisecond;  // an overdue link may still speak for so long
+}  // namespace
 
 Link* LinkSet::find(LinkId link) {
   const auto found = links_.find(link);
@@ -62,20 +63,23 @@ RailKinds LinkSet::kinds() const {
   return kinds;
 }
 
-bool LinkSet::heard_elsewhere(const Link& link) const {
-  // Silence proves something only if the peer spoke on another link well after this one should
-  // have.
-  const PostStamp& oldest = link.unacked().front().stamp;
-  const TimeNs since = oldest.posted + (oldest.due - oldest.posted) / 2;
+bool LinkSet::spoke_elsewhere(const Link& link) const {
   return std::any_of(links_.begin(), links_.end(), [&](const auto& entry) {
-    return entry.first != link.id() && entry.second->last_heard() > since;
+    return entry.first != link.id() && entry.second->last_heard() > link.doubted_at;
   });
 }
 
-std::vector<LinkId> LinkSet::silent(TimeNs now) const {
+std::vector<LinkId> LinkSet::silent(TimeNs now) {
   std::vector<LinkId> silent;
   for (const auto& [id, link] : links_) {
-    if (link->due() <= now && heard_elsewhere(*link)) silent.push_back(id);
+    if (link->due() > now) continue;
+    const std::uint64_t oldest = link->unacked().front().sequence;
+    if (link->doubted_sequence != oldest) {
+      link->doubted_sequence = oldest;
+      link->doubted_at = now;
+    } else if (now - link->doubted_at >= kDoubt && spoke_elsewhere(*link)) {
+      silent.push_back(id);
+    }
   }
   return silent;
 }

@@ -37,13 +37,13 @@ class LinkSet {
 
   Link* quickest();  // for control messages
   RailKinds kinds() const;
-  // Links whose oldest frame is overdue although the peer spoke on another link since.
-  std::vector<LinkId> silent(TimeNs now) const;
+  // Links whose oldest frame stays overdue although the peer spoke on another link meanwhile.
+  std::vector<LinkId> silent(TimeNs now);
   bool any_overdue(TimeNs now) const;
   TimeNs next_due(TimeNs now) const;  // of those that are not overdue yet
 
  private:
-  bool heard_elsewhere(const Link& link) const;
+  bool spoke_elsewhere(const Link& link) const;
 
   const CoreSettings& settings_;
   std::map<LinkId, std::unique_ptr<Link>> links_;

@@ -1,9 +1,11 @@
 // Stage: engine. See engine.h. Waiting is in engine_wait.cpp.
 #include "engine/engine.h"
 
+#include <sched.h>
 #include <sys/epoll.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <cerrno>
 #include <stdexcept>
 #include <system_error>
@@ -108,14 +110,22 @@ void Engine::close() {
   notifier_.stop();
 }
 
+// Whether the peers have acknowledged all that was sent: closing a link throws away what it still
+// holds, and a goodbye that gets lost costs the peer a timeout.
+bool Engine::said_everything(Held& held) {
+  held->poll(now_ns());
+  const NodeStats stats = held->node().stats();
+  return works_->collectives.lingering() == 0 &&
+         std::all_of(stats.links.begin(), stats.links.end(),
+                     [](const LinkStats& link) { return link.in_flight == 0; });
+}
+
 void Engine::end_everything() {
   Held held(lock_, exchange_, notifier_);
   const TimeNs began = now_ns();
   held->node().say_bye(began);
   held->settle();
-  const auto leaving = [&] { return held->poll(now_ns()) || works_->collectives.lingering() != 0; };
-  while (leaving() && now_ns() < began + kGoodbye) {
-  }
+  while (!said_everything(held) && now_ns() < began + kGoodbye) sched_yield();
   for (const TransferId id : held->operations.ids()) held->cancel(id);
   for (const PeerId peer : peers_) {
     if (held->node().alive(peer)) held->node().lose_peer(peer, kClosed, now_ns());

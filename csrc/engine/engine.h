@@ -70,6 +70,7 @@ class Engine {
   void drive(Waitable& what, TimeNs until);
   void await_readers(SegmentId segment);
   void end_everything();
+  bool said_everything(Held& held);
   void open_or_throw();
 
   Lock lock_;

@@ -120,6 +120,7 @@ void Exchange::finish_ended() {
   std::vector<Report> reports;
   reports.swap(ended_);
   for (Report& report : reports) operations.finish(std::move(report));
+  stir();  // so that poll() is called again soon, which tells the late watches
 }
 
 Status Exchange::connect(PeerId peer, const LinkInfo& info, const Connection& connection) {

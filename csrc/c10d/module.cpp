@@ -1,0 +1,54 @@
+// Stage: c10d. Python module torch_tent._c10d: makes the backend for torch_tent/process_group.py.
+#include <pybind11/chrono.h>
+#include <pybind11/stl.h>
+#include <torch/csrc/utils/pybind.h>
+
+#include "c10d/backend.h"
+
+namespace py = pybind11;
+
+namespace tent {
+
+namespace {
+
+// Keeps a Python object until the last copy goes, on whatever thread that happens.
+EngineOwner hold(py::object object) {
+  return EngineOwner(new py::object(std::move(object)), [](void* held) {
+    auto* owned = static_cast<py::object*>(held);
+    if (!Py_IsInitialized()) return;  // the process ends: there is nothing left to free
+    const py::gil_scoped_acquire gil;
+    delete owned;
+  });
+}
+
+c10::intrusive_ptr<TentBackend> make_backend(py::object engine, const py::capsule& table, int rank,
+                                             int size, std::uint64_t context,
+                                             std::vector<std::uint32_t> peers, std::string name,
+                                             std::chrono::milliseconds timeout) {
+  const auto* api = table.get_pointer<const TentApi>();
+  TORCH_CHECK(api->version == TENT_API_VERSION,
+              "torch_tent._engine and torch_tent._c10d are not of "
+              "one build: build both again");
+  TORCH_CHECK(peers.size() == std::size_t(size), "there must be one peer per rank");
+  Membership membership{rank, size, context, std::move(peers), std::move(name), timeout};
+  EngineOwner owner = hold(std::move(engine));
+  const py::gil_scoped_release no_gil;
+  return c10::make_intrusive<TentBackend>(api, std::move(owner), std::move(membership));
+}
+
+}  // namespace
+
+}  // namespace tent
+
+PYBIND11_MODULE(_c10d, m) {
+  using tent::TentBackend;
+  py::module_::import("torch.distributed");  // it knows the base class
+  m.attr("torch_version") = TENT_TORCH_VERSION;
+  py::class_<TentBackend, ::c10d::Backend, c10::intrusive_ptr<TentBackend>>(m, "TentBackend")
+      .def_property_readonly("context",
+                             [](const TentBackend& self) { return self.membership().context; })
+      .def_property_readonly("peers",
+                             [](const TentBackend& self) { return self.membership().peers; });
+  m.def("make_backend", &tent::make_backend, py::arg("engine"), py::arg("table"), py::arg("rank"),
+        py::arg("size"), py::arg("context"), py::arg("peers"), py::arg("name"), py::arg("timeout"));
+}

@@ -1,0 +1,179 @@
+"""Stage: api. Process groups of the backend "tent": how their ranks meet, and who they are.
+
+Called by torch when a group is made (through torch_tent_autoload), and by send and recv; on the
+caller's thread. What always holds: all ranks of a group have one context, drawn by its rank 0, that
+no other group has had; so a group that was destroyed and made again never hears of the old one.
+"""
+
+from __future__ import annotations
+
+import functools
+import secrets
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import timedelta
+from types import ModuleType
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch.distributed import distributed_c10d
+
+from . import default
+from .card import Card
+from .engines import Engine
+from .errors import TentError
+
+_CONTEXTS_PER_GROUP = 4  # As in csrc/collectives/collectives.h: the last one is for send and recv.
+_CONTEXT_BYTES = 8
+_JOINED = "tent/joined"
+_NO_PEER = 0xFFFFFFFF  # In the place of the own rank: a value that no peer id has.
+
+
+@dataclass(frozen=True)
+class GroupPeers:
+    """The members of a group as peers of the default engine; ranks are those of the group."""
+
+    context: int
+    rank: int
+    size: int
+    peers: tuple[int, ...]
+
+    def peer_of(self, rank: int) -> int:
+        """The engine's peer id of a rank."""
+        return self.peers[rank]
+
+    def rank_of(self, peer: int) -> int | None:
+        """The rank of an engine's peer id; None for a peer that is no member."""
+        for rank, known in enumerate(self.peers):
+            if known == peer:
+                return rank
+        return None
+
+
+def create(backend_options: Any, group_options: Any) -> Any:
+    """Makes the backend of one process group; all its ranks call this at the same time.
+
+    `backend_options`: torch's DistributedBackendOptions: store, group_rank, group_size, timeout,
+    group_id. `group_options`: the caller's `pg_options`, of which there are none.
+    Raises DistStoreError naming the ranks that did not come within the timeout, and TentError for
+    settings or ranks that cannot work.
+    """
+    if group_options is not None:
+        raise TypeError(
+            f"the tent backend has no options, but pg_options is a {type(group_options).__name__}: "
+            "leave it out, and set TENT_* in the environment"
+        )
+    native = _native_module()
+    engine = default.engine()
+    context, peers = _meet(engine, backend_options)
+    _let_monitored_barrier_through()
+    return native.make_backend(
+        engine=engine.native,
+        table=engine.native.c_api,
+        rank=backend_options.group_rank,
+        size=backend_options.group_size,
+        context=context,
+        peers=peers,
+        name=backend_options.group_id,
+        timeout=backend_options.timeout,
+    )
+
+
+def peers(group: dist.ProcessGroup) -> GroupPeers:
+    """Who the ranks of a "tent" group are, for send and recv.
+
+    Raises TentError for a group of another backend.
+    """
+    native = _native_module()
+    backend: Any = group._get_backend(torch.device("cpu"))
+    while hasattr(backend, "wrapped_pg"):  # TORCH_DISTRIBUTED_DEBUG=DETAIL
+        backend = backend.wrapped_pg
+    if not isinstance(backend, native.TentBackend):
+        raise TentError(f"the group's backend is {backend.name()}, not tent")
+    context = backend.context + _CONTEXTS_PER_GROUP - 1
+    return GroupPeers(context, backend.rank(), backend.size(), tuple(backend.peers))
+
+
+def _meet(engine: Engine, options: Any) -> tuple[int, list[int]]:
+    """Exchanges cards through the group's store: the group's context, and a peer id per rank."""
+    rank, size = options.group_rank, options.group_size
+    context = secrets.randbits(64 - 2) * _CONTEXTS_PER_GROUP
+    if size == 1:
+        return context, [_NO_PEER]
+    store: dist.Store = options.store
+    # A store may outlive a group, and meet it again under the same name: every `size` joiners are
+    # one round, with keys of its own.
+    round_ = (store.add(_JOINED, 1) - 1) // size
+    keys = [f"tent/{round_}/{member}" for member in range(size)]
+    record = context.to_bytes(_CONTEXT_BYTES) + engine.card.encode()
+    store.set(keys[rank], record)  # type: ignore[arg-type]  # It takes bytes, too.
+    records = _wait_for(store, keys, options)
+    ids = [
+        _NO_PEER if member == rank else engine.meet(Card.decode(record[_CONTEXT_BYTES:]))
+        for member, record in enumerate(records)
+    ]
+    return int.from_bytes(records[0][:_CONTEXT_BYTES]), ids
+
+
+def _wait_for(store: dist.Store, keys: Sequence[str], options: Any) -> list[bytes]:
+    """The values of all keys, one per rank. Raises DistStoreError naming who did not come."""
+    try:
+        store.wait(list(keys), options.timeout)
+    except RuntimeError as error:
+        missing = [str(rank) for rank, key in enumerate(keys) if not store.check([key])]
+        if not missing:  # It is the store itself that failed.
+            raise
+        store.add(_JOINED, -1)  # This round is not over: whoever tries again joins it.
+        raise dist.DistStoreError(
+            f"rank {options.group_rank} of process group {options.group_id!r} waited "
+            f"{options.timeout.total_seconds():g} s, but rank {', '.join(missing)} did not join it"
+        ) from error
+    if store.has_extended_api():
+        return list(store.multi_get(list(keys)))
+    return [store.get(key) for key in keys]
+
+
+@functools.cache
+def _native_module() -> ModuleType:
+    """torch_tent._c10d, which fits one minor version of torch only."""
+    advice = (
+        f"torch_tent was not built for the installed PyTorch {torch.__version__}: build it again "
+        "with `pip install --no-build-isolation --force-reinstall --no-deps .`"
+    )
+    try:
+        from . import _c10d
+    except ImportError as error:
+        raise ImportError(advice) from error
+    if _c10d.torch_version.split(".")[:2] != torch.__version__.split(".")[:2]:
+        raise ImportError(f"{advice} (it was built for {_c10d.torch_version})")
+    return _c10d
+
+
+@functools.cache
+def _let_monitored_barrier_through() -> None:
+    """Makes dist.monitored_barrier work with "tent".
+
+    torch asks for the backend's name and refuses all but "gloo", though a backend can have one. So
+    the function is wrapped: for groups of "tent" it goes to the backend, for others to torch.
+    """
+    original = distributed_c10d.monitored_barrier
+
+    @functools.wraps(original)
+    def monitored_barrier(
+        group: dist.ProcessGroup | None = None,
+        timeout: timedelta | float | None = None,
+        wait_all_ranks: bool = False,
+    ) -> None:
+        if distributed_c10d._rank_not_in_group(group) or dist.get_backend(group) != "tent":
+            original(group, timeout, wait_all_ranks)
+            return
+        if timeout is None:
+            timeout = distributed_c10d.default_pg_timeout
+        elif not isinstance(timeout, timedelta):
+            timeout = timedelta(seconds=timeout)
+        used: Any = group if group is not None else dist.group.WORLD
+        used.monitored_barrier(timeout, wait_all_ranks=wait_all_ranks)
+
+    distributed_c10d.monitored_barrier = monitored_barrier
+    dist.monitored_barrier = monitored_barrier
