@@ -6,7 +6,6 @@ notifications of every layer of every chunk have come.
 
 from __future__ import annotations
 
-import hashlib
 import time
 
 import torch
@@ -14,7 +13,7 @@ import torch
 import torch_tent as tent
 from torch_tent.demo.children import Line
 from torch_tent.demo.doors import engine_behind
-from torch_tent.demo.model import build, empty_pages, generate, paged_cache
+from torch_tent.demo.model import build, digest_of, empty_pages, generate, paged_cache
 from torch_tent.demo.plan import PATIENCE_S, THREADS, TRANSFER_S_MAX, Plan, note_of
 from torch_tent.demo.prompt import chunks
 from torch_tent.demo.told import Decoded
@@ -36,16 +35,14 @@ def work(line: Line, plan: Plan) -> None:
             line.hear("began", PATIENCE_S)
             landed_ns = collect_notes(line, plan, cache)
             paged = paged_cache(pages, table, len(plan.prompt) - 1)
-            digest = hashlib.sha256()
             tokens, tokens_ns, logits = [], [], []
             for token, found in generate(model, plan.prompt[-1], shape.generated, paged):
                 tokens_ns.append(time.monotonic_ns())
                 tokens.append(token)
                 logits.append(found.tolist())
                 line.tell("token", token)
-            for layer in paged_cache(pages, table, len(plan.prompt) - 1).layers:
-                digest.update(layer.gather().numpy())
-            line.tell("done", Decoded(landed_ns, tokens, tokens_ns, logits, digest.hexdigest()))
+            digest = digest_of(paged_cache(pages, table, len(plan.prompt) - 1))
+            line.tell("done", Decoded(landed_ns, tokens, tokens_ns, logits, digest))
             line.hear("end", PATIENCE_S)
     finally:
         engine.close()

@@ -7,7 +7,8 @@ prompt, chunks and number of threads every process computes the same numbers.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+import hashlib
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -43,7 +44,7 @@ def build(shape: Shape) -> LlamaForCausalLM:
     return LlamaForCausalLM(config).eval()
 
 
-class PagedLayer(DynamicLayer):
+class PagedLayer(DynamicLayer):  # type: ignore[misc]
     """One layer of the cache, in pages: token i lies in block `table[i // block_tokens]`.
 
     `pages` is [2, blocks, kv_heads, block_tokens, head_dim]; several caches may share it.
@@ -133,10 +134,18 @@ def generate(
         yield token, found
 
 
-def collect(steps: Iterator[tuple[int, torch.Tensor]]) -> Generated:
+def collect(steps: Iterable[tuple[int, torch.Tensor]]) -> Generated:
     """All steps of `generate`."""
     tokens, logits = zip(*steps, strict=True)
     return Generated(list(tokens), torch.stack(logits))
+
+
+def digest_of(cache: Cache) -> str:
+    """SHA-256 of all keys and values of a paged cache, in the order of layers and tokens."""
+    found = hashlib.sha256()
+    for layer in cache.layers:
+        found.update(layer.gather().numpy())
+    return found.hexdigest()
 
 
 def dense_cache() -> Cache:

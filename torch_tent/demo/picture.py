@@ -152,13 +152,13 @@ def draw_progress(story: Story, axes: Axes) -> None:
     third, half = len(computed_at) // 3, len(landed_at) // 2
     axes.text(computed_at[third], computed[third] + top * 0.05, "computed ", ha="right", color=INK)
     axes.text(landed_at[half], landed[half] - top * 0.13, "   landed", ha="left", color=RAILS[0])
-    moments = [
+    ends = [
         (story.prefilled_ns, f"prefill ends, {story.landed_early:.0%} have landed", 0.38),
         (story.landed_ns, "last byte", 0.22),
         (story.first_token_ns, "first token", 0.06),
     ]
     behind = {"facecolor": PAPER, "alpha": 0.75, "linewidth": 0, "pad": 1.5}
-    for moment, text, height in moments:
+    for moment, text, height in ends:
         at = story.seconds(moment)
         axes.axvline(at, color=INK, linewidth=0.9, linestyle=(0, (1, 2)))
         axes.annotate(

@@ -7,7 +7,6 @@ always holds: a block is written once, and never changed after its write has beg
 
 from __future__ import annotations
 
-import hashlib
 import time
 
 import torch
@@ -15,7 +14,7 @@ import torch
 import torch_tent as tent
 from torch_tent.demo.children import Line
 from torch_tent.demo.doors import engine_behind
-from torch_tent.demo.model import build, empty_pages, paged_cache, prefill
+from torch_tent.demo.model import build, digest_of, empty_pages, paged_cache, prefill
 from torch_tent.demo.plan import PATIENCE_S, THREADS, TRANSFER_S_MAX, Plan, note_of
 from torch_tent.demo.prompt import Chunk, Shape
 from torch_tent.demo.told import Prefilled, Sent
@@ -34,7 +33,10 @@ def work(line: Line, plan: Plan) -> None:
         with tent.KVCache(pages, block_dim=1, engine=engine) as cache:
             line.tell("ready")
             ticket, table = line.hear("open", PATIENCE_S)
-            sender = Sender(engine, cache, engine.open(ticket), torch.tensor(table), shape)
+            remote = engine.open(ticket)
+            if not isinstance(remote, tent.RemoteCache):
+                raise TypeError(f"the ticket is of {remote!r}, not of a cache")
+            sender = Sender(engine, cache, remote, torch.tensor(table), shape)
             began_ns = time.monotonic_ns()
             line.tell("began", began_ns)
             paged = paged_cache(pages, torch.arange(blocks))
@@ -42,16 +44,13 @@ def work(line: Line, plan: Plan) -> None:
                 line.tell("computed", (chunk.last - chunk.first) * shape.token_bytes)
             prefilled_ns = time.monotonic_ns()
             sent = sender.finish()
-            digest = hashlib.sha256()
-            for layer in paged.layers:
-                digest.update(layer.gather().numpy())
             found = Prefilled(
                 began_ns=began_ns,
                 prefilled_ns=prefilled_ns,
                 sent=sent,
                 trace=engine.native.take_trace(),
                 fences=engine.native.stats()["transfers"]["fences"],
-                digest=digest.hexdigest(),
+                digest=digest_of(paged),
             )
             line.tell("done", found)
             line.hear("end", PATIENCE_S)
