@@ -123,12 +123,19 @@ def test_damaged_bodies_never_crash_a_decoder(sound: Message | Opening, data: st
             found.encode()
 
 
-def test_sizes_that_lie_cost_no_memory() -> None:
-    # A read whose layout says 2**26 blocks in one run: 30 bytes may not become half a gigabyte.
-    part = struct.pack("<QIQI", 0, 0, 1, 1) + struct.pack("<Qq", 2**26, 1)
-    blocks = struct.pack("<BII", 1, 2**26, 1) + struct.pack("<qI", 0, 2**26 - 1)
-    body = struct.pack("<BQIQIQI", READ, 1, 0, 0, 1, 2, 3) + struct.pack("<I", 1) + part + blocks
-    assert decode_message(body) is None
+def read_of_runs(*lengths: int) -> bytes:
+    """A read whose layout has one list of blocks per length, each written as a single run."""
+    body = struct.pack("<BQIQIQI", READ, 1, 0, 0, 1, 2, 3) + struct.pack("<I", len(lengths))
+    for length in lengths:
+        body += struct.pack("<QIQI", 0, 0, 1, 1) + struct.pack("<Qq", length, 1)
+        body += struct.pack("<BII", 1, length, 1) + struct.pack("<qI", 0, length)
+    return body
+
+
+def test_a_few_bytes_do_not_become_much_memory() -> None:
+    assert decode_message(read_of_runs(100_000)) is not None
+    for lengths in ([2**24], [2**32 - 1], [2**21] * 5):
+        assert decode_message(read_of_runs(*lengths)) is None
     for lie in (2**32 - 1, 2**31, 1000):
         assert decode_message(struct.pack("<BQI", READ_DATA, 1, lie) + b"x" * 8) is None
 
