@@ -67,7 +67,9 @@ def test_the_extent_is_the_lowest_and_the_highest_byte(part: Part):
 huge = st.integers(2**60, 2**64 - 1)
 
 
-@given(st.integers(0, 2**64 - 1), huge, st.lists(st.tuples(huge, st.just(1)), min_size=1, max_size=3))
+@given(
+    st.integers(0, 2**64 - 1), huge, st.lists(st.tuples(huge, st.just(1)), min_size=1, max_size=3)
+)
 def test_what_does_not_fit_in_63_bits_has_no_extent(base: int, piece: int, dims: list) -> None:
     assert Layout([(base, 0, piece, dims, None)]).extents() == [None]
 
