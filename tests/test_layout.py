@@ -83,6 +83,13 @@ def test_strides_that_overflow_have_no_extent() -> None:
     assert Layout([(0, 0, 8, [(1, 2**10)], [2**40])]).extents() == [(2**50, 2**50 + 8)]
 
 
+def test_empty_parts_between_others_are_stepped_over() -> None:
+    whole = (BASE, 0, 4, [], None)
+    for empty in ((BASE, 0, 0, [(2, 1)], None), (BASE, 0, 4, [(0, 1)], None)):
+        layout = Layout([empty, whole, empty, (BASE + 8, 0, 4, [(1, 0)], None), empty])
+        assert layout.pieces(0, 8) == [(BASE, 4), (BASE + 8, 4)]
+
+
 def test_a_million_blocks_stay_compact() -> None:
     count = 1_000_000
     layout = Layout([(0, 0, 512, [(count, 512)], list(range(count - 1, -1, -1)))])
