@@ -13,19 +13,16 @@ import torch
 
 from torch_tent.demo import OWN_TEXT
 from torch_tent.demo.model import (
-    BEGIN,
-    Chunk,
     Generated,
-    Shape,
     build,
-    chunks,
     collect,
     dense_cache,
+    empty_pages,
     generate,
     paged_cache,
     prefill,
-    prompt_of,
 )
+from torch_tent.demo.prompt import BEGIN, Chunk, Shape, chunks, prompt_of
 
 SMALL = Shape(
     layers=3,
@@ -55,10 +52,6 @@ def dense(prompt: list[int]) -> Generated:
     return collect(generate(model, prompt[-1], SMALL.generated, cache))
 
 
-def empty_pages(blocks: int) -> list[torch.Tensor]:
-    return [SMALL.empty_layer(blocks) for _ in range(SMALL.layers)]
-
-
 def shuffled(blocks: int, seed: int) -> torch.Tensor:
     return torch.randperm(blocks, generator=torch.Generator().manual_seed(seed))
 
@@ -83,7 +76,7 @@ def test_chunks_leave_the_last_token_to_the_generator() -> None:
 
 def test_the_paged_cache_gathers_what_the_dense_one_holds(prompt: list[int], seed: int) -> None:
     model, blocks = build(SMALL), SMALL.blocks(len(prompt))
-    dense, paged = dense_cache(), paged_cache(empty_pages(blocks), shuffled(blocks, seed))
+    dense, paged = dense_cache(), paged_cache(empty_pages(SMALL, blocks), shuffled(blocks, seed))
     for cache in (dense, paged):
         for _ in prefill(model, prompt, SMALL, cache):
             pass
@@ -98,7 +91,7 @@ def test_a_cache_moved_block_by_block_generates_the_same(
     """What the two processes do, with a copy in the place of the network."""
     model, blocks = build(SMALL), SMALL.blocks(len(prompt))
     blocks_there = SMALL.blocks(len(prompt) + SMALL.generated)
-    here, there = empty_pages(blocks), empty_pages(blocks_there)
+    here, there = empty_pages(SMALL, blocks), empty_pages(SMALL, blocks_there)
     table = shuffled(blocks_there, seed)
     moved = []
 
@@ -121,7 +114,7 @@ def test_a_cache_moved_block_by_block_generates_the_same(
 def test_a_missing_layer_is_noticed(prompt: list[int], dense: Generated) -> None:
     """The comparison can fail: one layer that did not arrive changes the tokens."""
     model, blocks = build(SMALL), SMALL.blocks(len(prompt) + SMALL.generated)
-    pages = empty_pages(blocks)
+    pages = empty_pages(SMALL, blocks)
     for _ in prefill(model, prompt, SMALL, paged_cache(pages, torch.arange(blocks))):
         pass
     pages[1].zero_()
@@ -135,7 +128,7 @@ def test_the_tokens_are_not_all_the_same(dense: Generated) -> None:
 
 
 def test_a_cache_without_room_says_so(prompt: list[int]) -> None:
-    small = paged_cache(empty_pages(4), torch.arange(4))
+    small = paged_cache(empty_pages(SMALL, 4), torch.arange(4))
     with pytest.raises(ValueError, match="4 blocks of 4 tokens have no room for token 31"):
         for _ in prefill(build(SMALL), prompt, SMALL, small):
             pass
@@ -147,7 +140,7 @@ def test_a_hook_that_raises_leaves_no_hook_behind(prompt: list[int]) -> None:
     def fail(chunk: Chunk, layer: int) -> None:
         raise RuntimeError("no rail")
 
-    cache = paged_cache(empty_pages(blocks), torch.arange(blocks))
+    cache = paged_cache(empty_pages(SMALL, blocks), torch.arange(blocks))
     with pytest.raises(RuntimeError, match="no rail"):
         next(prefill(model, prompt, SMALL, cache, fail))
     assert all(not layer.self_attn._forward_hooks for layer in model.model.layers)

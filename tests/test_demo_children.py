@@ -138,7 +138,7 @@ def test_a_stopped_child_is_ended_by_force() -> None:
 
 def make_a_child(line: Line) -> None:
     """A parent that is killed while its child listens. (A daemon may not have children.)"""
-    multiprocessing.process.current_process()._config["daemon"] = False  # type: ignore[attr-defined]
+    multiprocessing.process.current_process()._config["daemon"] = False
     child = Child("orphan", listen)
     line.tell("grandchild", hear(child)[1])
     line.hear("never sent", PATIENCE_S)

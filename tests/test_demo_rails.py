@@ -10,7 +10,7 @@ import random
 import socket
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 import pytest
@@ -18,6 +18,7 @@ import pytest
 from torch_tent.demo.rails import Relays
 
 HOST = "127.0.0.1"
+PAIR = (HOST, HOST)
 FAST = 200e6
 PATIENCE_S = 10.0
 
@@ -34,7 +35,7 @@ def connected(
     relays: Relays, listener: socket.socket, rail: int = 0
 ) -> Iterator[tuple[socket.socket, socket.socket]]:
     """A connection through the relay: the dialer's end and the listener's."""
-    with socket.create_connection(relays.addresses[rail], timeout=PATIENCE_S) as near:
+    with socket.create_connection(relays.doors("far")[rail], timeout=PATIENCE_S) as near:
         far, _ = listener.accept()
         far.settimeout(PATIENCE_S)
         with far:
@@ -50,14 +51,19 @@ def receive(sock: socket.socket, wanted: int) -> bytes:
     return bytes(found)
 
 
-def one(listener: socket.socket, bytes_per_s: float = FAST) -> Relays:
-    return Relays([HOST], [listener.getsockname()], bytes_per_s)
+def some(
+    listener: socket.socket, bytes_per_s: float = FAST, ends: Sequence[tuple[str, str]] = (PAIR,)
+) -> Relays:
+    """Relays whose far sides lead to the listener."""
+    relays = Relays(ends, bytes_per_s)
+    relays.lead("far", [listener.getsockname()] * len(ends))
+    return relays
 
 
 def test_bytes_pass_both_ways_unchanged(listener: socket.socket, seed: int) -> None:
     random.seed(seed)
     there, back = random.randbytes(3_000_000), random.randbytes(1_000_000)
-    with one(listener) as relays, connected(relays, listener) as (near, far):
+    with some(listener) as relays, connected(relays, listener) as (near, far):
         senders = [
             threading.Thread(target=sock.sendall, args=(content,))
             for sock, content in ((near, there), (far, back))
@@ -68,14 +74,13 @@ def test_bytes_pass_both_ways_unchanged(listener: socket.socket, seed: int) -> N
         assert receive(near, len(back)) == back
         for sender in senders:
             sender.join(PATIENCE_S)
-        moved = relays.moved(0)
-        total = relays.total(0)
-    assert sum(count for _, count in moved) == total == len(there)
+    moved = relays.moved(0)
+    assert sum(count for _, count in moved) == relays.total(0) == len(there)
     assert moved == sorted(moved)
 
 
 def test_the_end_of_one_direction_passes_and_the_other_goes_on(listener: socket.socket) -> None:
-    with one(listener) as relays, connected(relays, listener) as (near, far):
+    with some(listener) as relays, connected(relays, listener) as (near, far):
         near.sendall(b"question")
         near.shutdown(socket.SHUT_WR)
         assert receive(far, 8) == b"question"
@@ -90,7 +95,7 @@ def test_a_rail_is_not_faster_than_its_speed(listener: socket.socket) -> None:
     """Two connections share it. Only the least time is checked: a busy machine may be slower."""
     size, speed = 300_000, 2e6
     with (
-        one(listener, speed) as relays,
+        some(listener, speed) as relays,
         connected(relays, listener) as (near, far),
         connected(relays, listener) as (near_too, far_too),
     ):
@@ -109,7 +114,7 @@ def test_a_rail_is_not_faster_than_its_speed(listener: socket.socket) -> None:
 
 
 def test_slow_and_healed(listener: socket.socket) -> None:
-    with one(listener, 20e6) as relays, connected(relays, listener) as (near, far):
+    with some(listener, 20e6) as relays, connected(relays, listener) as (near, far):
         relays.slow(0, 100)
         began = time.monotonic()
         near.sendall(bytes(100_000))
@@ -124,7 +129,7 @@ def test_slow_and_healed(listener: socket.socket) -> None:
 
 
 def test_cut_resets_both_ends_and_refuses_until_healed(listener: socket.socket) -> None:
-    with one(listener) as relays:
+    with some(listener) as relays:
         with connected(relays, listener) as (near, far):
             near.sendall(b"before")
             receive(far, 6)
@@ -135,17 +140,17 @@ def test_cut_resets_both_ends_and_refuses_until_healed(listener: socket.socket) 
                 with pytest.raises(ConnectionResetError):
                     end.recv(1)
         with pytest.raises(ConnectionRefusedError):
-            socket.create_connection(relays.addresses[0], timeout=PATIENCE_S)
+            socket.create_connection(relays.doors("far")[0], timeout=PATIENCE_S)
         relays.heal(0)
         with connected(relays, listener) as (near, far):
             near.sendall(b"after")
             assert receive(far, 5) == b"after"
 
 
-def test_cut_leaves_the_other_rails_alone(listener: socket.socket) -> None:
-    targets = [listener.getsockname()] * 2
-    with Relays([HOST, "127.0.0.2"], targets, FAST) as relays:
-        assert [host for host, _ in relays.addresses] == [HOST, "127.0.0.2"]
+def test_cut_leaves_the_other_rails_alsome(listener: socket.socket) -> None:
+    with some(listener, ends=[PAIR, ("127.0.0.3", "127.0.0.2")]) as relays:
+        assert [host for host, _ in relays.doors("far")] == [HOST, "127.0.0.2"]
+        assert [host for host, _ in relays.doors("near")] == [HOST, "127.0.0.3"]
         with connected(relays, listener, rail=1) as (near, far):
             relays.cut(0)
             near.sendall(b"still here")
@@ -153,14 +158,14 @@ def test_cut_leaves_the_other_rails_alone(listener: socket.socket) -> None:
 
 
 def test_a_drop_says_nothing_and_healed_it_delivers_late(listener: socket.socket) -> None:
-    with one(listener) as relays, connected(relays, listener) as (near, far):
+    with some(listener) as relays, connected(relays, listener) as (near, far):
         relays.drop(0)
         near.sendall(b"late")
         far.settimeout(0.1)
         with pytest.raises(TimeoutError):
             far.recv(1)
         # Who connects now is not refused, and nobody hears of him.
-        with socket.create_connection(relays.addresses[0], timeout=PATIENCE_S):
+        with socket.create_connection(relays.doors("far")[0], timeout=PATIENCE_S):
             listener.settimeout(0.1)
             with pytest.raises(TimeoutError):
                 listener.accept()
@@ -170,38 +175,53 @@ def test_a_drop_says_nothing_and_healed_it_delivers_late(listener: socket.socket
 
 
 def test_a_target_that_refuses_ends_the_connection(listener: socket.socket) -> None:
-    with one(listener) as relays:
+    with some(listener) as relays:
         listener.close()
         with (
             pytest.raises(ConnectionResetError),  # By connect itself, when the relay is quick.
-            socket.create_connection(relays.addresses[0], timeout=PATIENCE_S) as near,
+            socket.create_connection(relays.doors("far")[0], timeout=PATIENCE_S) as near,
         ):
             near.recv(1)
 
 
-def test_a_relay_comes_from_the_source_it_is_told(listener: socket.socket) -> None:
+def test_whoever_connects_comes_from_the_other_side(listener: socket.socket) -> None:
+    """And only what goes to the far side is counted, whichever side has connected."""
+    with Relays([("127.0.0.8", "127.0.0.9")], FAST) as relays:
+        relays.lead("near", [listener.getsockname()])
+        with socket.create_connection(relays.doors("near")[0], timeout=PATIENCE_S) as guest:
+            host, (name, _) = listener.accept()
+            with host:
+                host.settimeout(PATIENCE_S)
+                guest.sendall(bytes(1000))
+                receive(host, 1000)
+                host.sendall(bytes(10))
+                receive(guest, 10)
+    assert name == "127.0.0.9"
+    assert relays.total(0) == 10
+
+
+def test_a_door_that_leads_nowhere_resets(listener: socket.socket) -> None:
     with (
-        Relays([HOST], [listener.getsockname()], FAST, sources=["127.0.0.9"]) as relays,
-        socket.create_connection(relays.addresses[0], timeout=PATIENCE_S),
+        some(listener) as relays,
+        pytest.raises(ConnectionResetError),
+        socket.create_connection(relays.doors("near")[0], timeout=PATIENCE_S) as guest,
     ):
-        far, (host, _) = listener.accept()
-        far.close()
-    assert host == "127.0.0.9"
+        guest.recv(1)
 
 
 def test_close_ends_connections_and_commands(listener: socket.socket) -> None:
-    relays = one(listener)
+    relays = some(listener)
     with connected(relays, listener) as (near, _):
         relays.close()
         relays.close()
         with pytest.raises(ConnectionResetError):
             near.recv(1)
     with pytest.raises(ConnectionRefusedError):
-        socket.create_connection(relays.addresses[0], timeout=PATIENCE_S)
+        socket.create_connection(relays.doors("far")[0], timeout=PATIENCE_S)
     with pytest.raises(RuntimeError, match="do not run any more"):
         relays.cut(0)
 
 
-def test_an_address_that_cannot_be_had_is_an_error(listener: socket.socket) -> None:
+def test_an_address_that_cannot_be_had_is_an_error() -> None:
     with pytest.raises(OSError, match="assign requested address"):
-        Relays([HOST, "192.0.2.1"], [listener.getsockname()] * 2, FAST)
+        Relays([PAIR, (HOST, "192.0.2.1")], FAST)

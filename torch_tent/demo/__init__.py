@@ -71,9 +71,9 @@ def perform(options: argparse.Namespace) -> int:
 
     from torch_tent.demo import faults, parent, report
     from torch_tent.demo.children import ChildFailure
-    from torch_tent.demo.model import Shape, prompt_of
     from torch_tent.demo.plan import Plan
     from torch_tent.demo.progress import Stage
+    from torch_tent.demo.prompt import Shape, prompt_of
 
     shape = Shape()
     try:

@@ -6,28 +6,17 @@ notifications of every layer of every chunk have come.
 
 from __future__ import annotations
 
-import hashlib
 import time
-from collections.abc import Sequence
-from dataclasses import dataclass
 
 import torch
 
 import torch_tent as tent
 from torch_tent.demo.children import Line
-from torch_tent.demo.model import build, chunks, generate, paged_cache
+from torch_tent.demo.doors import engine_behind
+from torch_tent.demo.model import build, digest_of, empty_pages, generate, paged_cache
 from torch_tent.demo.plan import PATIENCE_S, THREADS, TRANSFER_S_MAX, Plan, note_of
-
-
-@dataclass(frozen=True)
-class Decoded:
-    """What the process tells at its end. `logits` is [tokens, vocabulary]."""
-
-    landed_ns: dict[bytes, int]
-    tokens: Sequence[int]
-    tokens_ns: Sequence[int]
-    logits: list[list[float]]
-    digest: str
+from torch_tent.demo.prompt import chunks
+from torch_tent.demo.told import Decoded
 
 
 def work(line: Line, plan: Plan) -> None:
@@ -38,24 +27,22 @@ def work(line: Line, plan: Plan) -> None:
     blocks = shape.blocks(len(plan.prompt) + shape.generated)
     # As in a server that has been running for a while: free blocks lie anywhere.
     table = torch.randperm(blocks, generator=torch.Generator().manual_seed(shape.seed))
-    pages = [shape.empty_layer(blocks) for _ in range(shape.layers)]
-    engine = tent.Engine(plan.settings("decode"))
+    pages = empty_pages(shape, blocks)
+    engine = engine_behind(line, plan, "decode")
     try:
         with tent.KVCache(pages, block_dim=1, access="write", engine=engine) as cache:
             line.tell("ready", (cache.ticket(), table.tolist()))
             line.hear("began", PATIENCE_S)
             landed_ns = collect_notes(line, plan, cache)
             paged = paged_cache(pages, table, len(plan.prompt) - 1)
-            digest = hashlib.sha256()
             tokens, tokens_ns, logits = [], [], []
             for token, found in generate(model, plan.prompt[-1], shape.generated, paged):
                 tokens_ns.append(time.monotonic_ns())
                 tokens.append(token)
                 logits.append(found.tolist())
                 line.tell("token", token)
-            for layer in paged_cache(pages, table, len(plan.prompt) - 1).layers:
-                digest.update(layer.gather().numpy())
-            line.tell("done", Decoded(landed_ns, tokens, tokens_ns, logits, digest.hexdigest()))
+            digest = digest_of(paged_cache(pages, table, len(plan.prompt) - 1))
+            line.tell("done", Decoded(landed_ns, tokens, tokens_ns, logits, digest))
             line.hear("end", PATIENCE_S)
     finally:
         engine.close()

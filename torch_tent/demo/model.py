@@ -1,65 +1,21 @@
-"""Stage: demo. A real decoder-only transformer on the bytes of a text, and its paged KV cache.
+"""Stage: demo. A real decoder-only transformer and its paged KV cache.
 
-Called by the prefill and the decode process, by the computation that checks them and by tests, each
-on its own thread. Knows nothing of processes or networks. What always holds: with the same shape,
+Called by the prefill process, the decode process and the one that checks them, each on its own
+main thread. Knows nothing of processes or networks. What always holds: with the same shape,
 prompt, chunks and number of threads every process computes the same numbers.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+import hashlib
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
 from transformers.cache_utils import Cache, DynamicCache, DynamicLayer
 from transformers.models.llama import LlamaConfig, LlamaForCausalLM
 
-BEGIN = 256  # Tokens 0 to 255 are bytes; this one begins every prompt.
-VOCABULARY = 257
-PROMPT_BYTES_MIN = 256
-
-
-@dataclass(frozen=True)
-class Shape:
-    """The model and how its cache is cut; sent to every process, so plain numbers only.
-
-    With a standard deviation of 0.16 (0.02 is usual before training) attention is sharp, so that
-    the logits depend on single positions and the generated tokens do not repeat themselves.
-    """
-
-    layers: int = 8
-    hidden: int = 512
-    inner: int = 1408
-    heads: int = 8
-    kv_heads: int = 4
-    seed: int = 6
-    deviation: float = 0.16
-    block_tokens: int = 16
-    chunk_blocks: int = 16
-    prompt_tokens_max: int = 4096
-    generated: int = 48
-
-    @property
-    def head_dim(self) -> int:
-        return self.hidden // self.heads
-
-    @property
-    def chunk_tokens(self) -> int:
-        return self.block_tokens * self.chunk_blocks
-
-    @property
-    def token_bytes(self) -> int:
-        """Bytes of cache for one token: keys and values of every layer, float32."""
-        return 2 * self.layers * self.kv_heads * self.head_dim * 4
-
-    def blocks(self, tokens: int) -> int:
-        """How many blocks hold this many tokens."""
-        return -(-tokens // self.block_tokens)
-
-    def empty_layer(self, blocks: int) -> torch.Tensor:
-        """Zeroed pages of one layer, float32 [2, blocks, kv_heads, block_tokens, head_dim]."""
-        return torch.zeros(2, blocks, self.kv_heads, self.block_tokens, self.head_dim)
+from torch_tent.demo.prompt import BEGIN, VOCABULARY, Chunk, Shape, chunks
 
 
 @dataclass(frozen=True)
@@ -68,18 +24,6 @@ class Generated:
 
     tokens: list[int]
     logits: torch.Tensor
-
-
-def prompt_of(text: Path, shape: Shape) -> list[int]:
-    """The text's first bytes as tokens. Raises OSError, and ValueError for a text too short."""
-    with text.open("rb") as source:
-        found = source.read(shape.prompt_tokens_max - 1)
-    if len(found) < PROMPT_BYTES_MIN:
-        raise ValueError(
-            f"{text} holds {len(found)} bytes: the prompt needs {PROMPT_BYTES_MIN} or more, "
-            "so that there is a cache worth moving; name a longer text."
-        )
-    return [BEGIN, *found]
 
 
 def build(shape: Shape) -> LlamaForCausalLM:
@@ -100,7 +44,7 @@ def build(shape: Shape) -> LlamaForCausalLM:
     return LlamaForCausalLM(config).eval()
 
 
-class PagedLayer(DynamicLayer):
+class PagedLayer(DynamicLayer):  # type: ignore[misc]
     """One layer of the cache, in pages: token i lies in block `table[i // block_tokens]`.
 
     `pages` is [2, blocks, kv_heads, block_tokens, head_dim]; several caches may share it.
@@ -144,26 +88,6 @@ class PagedLayer(DynamicLayer):
 def paged_cache(pages: Sequence[torch.Tensor], table: torch.Tensor, tokens: int = 0) -> Cache:
     """A cache for transformers over the pages of every layer; the first `tokens` are there."""
     return Cache(layers=[PagedLayer(layer, table, tokens) for layer in pages])
-
-
-@dataclass(frozen=True)
-class Chunk:
-    """Tokens `first` to `last` (exclusive) of the prompt, computed together."""
-
-    index: int
-    first: int
-    last: int
-
-
-def chunks(tokens: int, shape: Shape) -> list[Chunk]:
-    """The prompt but its last token, cut into chunks of whole blocks, the last one perhaps less.
-
-    The last token of the prompt is left to whoever generates: its logits are the first to need the
-    whole cache.
-    """
-    step = shape.chunk_tokens
-    firsts = range(0, tokens - 1, step)
-    return [Chunk(i, first, min(first + step, tokens - 1)) for i, first in enumerate(firsts)]
 
 
 def prefill(
@@ -210,12 +134,26 @@ def generate(
         yield token, found
 
 
-def collect(steps: Iterator[tuple[int, torch.Tensor]]) -> Generated:
+def collect(steps: Iterable[tuple[int, torch.Tensor]]) -> Generated:
     """All steps of `generate`."""
     tokens, logits = zip(*steps, strict=True)
     return Generated(list(tokens), torch.stack(logits))
 
 
+def digest_of(cache: Cache) -> str:
+    """SHA-256 of all keys and values of a paged cache, in the order of layers and tokens."""
+    found = hashlib.sha256()
+    for layer in cache.layers:
+        found.update(layer.gather().numpy())
+    return found.hexdigest()
+
+
 def dense_cache() -> Cache:
     """The cache that transformers itself would use: what the paged one is checked against."""
     return DynamicCache()
+
+
+def empty_pages(shape: Shape, blocks: int) -> list[torch.Tensor]:
+    """Zeroed pages: per layer float32 [2, blocks, kv_heads, block_tokens, head_dim]."""
+    size = (2, blocks, shape.kv_heads, shape.block_tokens, shape.head_dim)
+    return [torch.zeros(size) for _ in range(shape.layers)]

@@ -1,4 +1,4 @@
-"""Stage: demo. The parent process: starts the two others, breaks rails between them, and judges.
+"""Stage: demo. The parent process: starts the others, breaks rails between them, and judges.
 
 Called by `torch_tent.demo.run` on the main thread. What always holds: every turn of the loop ends
 after a tick, a child that fails or falls silent ends the run, and no child outlives it.
@@ -6,202 +6,203 @@ after a tick, a child that fails or falls silent ends the run, and no child outl
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import msgspec
-import torch
+import numpy as np
 
-from torch_tent.demo import decode, prefill
-from torch_tent.demo.children import Child, ended, wait_for_any
-from torch_tent.demo.decode import Decoded
+from torch_tent.demo.children import Child, Line, ended, wait_for_any
 from torch_tent.demo.faults import AT_SHARE, Injector, planned
-from torch_tent.demo.model import Generated, build, chunks, collect, dense_cache, generate
-from torch_tent.demo.model import prefill as compute
-from torch_tent.demo.plan import PATIENCE_S, THREADS, Plan, hosts, note_of
-from torch_tent.demo.prefill import Prefilled
-from torch_tent.demo.progress import Stage
+from torch_tent.demo.plan import PATIENCE_S, Plan, hosts, note_of, rail_of
+from torch_tent.demo.progress import Bar, Stage
+from torch_tent.demo.prompt import chunks
 from torch_tent.demo.rails import Relays
+from torch_tent.demo.relay import Side
 from torch_tent.demo.story import Fault, Slice, Story, Verdict, Write
-from torch_tent.ticket import Ticket
+from torch_tent.demo.told import Alone, Decoded, Prefilled
 
 TICK_S = 0.01
-# All rails together: the transfer should take about as long as the prefill, so that the fault
-# finds both under way, on a slow machine and on a fast one.
-SPEED_BYTES_PER_S = 15e6
+# All rails together: the transfer should take somewhat longer than the prefill, so that a fault
+# finds both under way and costs what it costs.
+SPEED_BYTES_PER_S = 12e6
+NEAR: Side = "near"
+FAR: Side = "far"
+
+Said = tuple[str, str]  # who, what
+Bars = dict[Said, Bar]
 
 
-@dataclass
-class Told:
-    """What the children and the relays have told so far."""
+@dataclass(frozen=True)
+class Moved:
+    """What came of the two processes and the rails between them."""
 
-    ticket: bytes = b""
-    table: Sequence[int] = ()
-    prefill_ready: bool = False
-    prefilled: Prefilled | None = None
-    decoded: Decoded | None = None
+    prefilled: Prefilled
+    decoded: Decoded
+    crossed: Sequence[Sequence[tuple[int, int]]]
+    faults: Sequence[Fault]
 
 
 def perform(plan: Plan, fault: str, stage: Stage) -> Story:
     """One run, to the end. Raises ChildFailure when one of the processes fails."""
-    breaks = planned(fault, plan.rails)
-    told = Told()
+    bars = make_bars(plan, stage)
+    moved = move(plan, fault, stage, bars)
+    stage.say("both processes have ended; now one process does the same alone")
     children: list[Child] = []
     with ended(children):
+        children.append(Child("single", _alone, plan))
+        hearing = Hearing(children, stage, bars)
+        hearing.until(("single", "done"))
+    return story(plan, moved, verdict(moved, hearing.heard["single", "done"]))
+
+
+def move(plan: Plan, fault: str, stage: Stage, bars: Bars) -> Moved:
+    """The prefill and the decode process, and the rails between them."""
+    breaks = planned(fault, plan.rails)
+    ends = list(zip(hosts("prefill", plan.rails), hosts("decode", plan.rails), strict=True))
+    children: list[Child] = []
+    with Relays(ends, speed(plan)) as relays, ended(children):
         stage.say("starting the prefill and the decode process")
-        children.append(Child("decode", decode.work, plan))
-        children.append(Child("prefill", prefill.work, plan))
-        hear = Hearing(plan, stage, told)
-        while not (told.ticket and told.prefill_ready):
-            hear.turn(children)
-        addresses = [(a.host, a.port) for a in Ticket.decode(told.ticket).card.addresses]
-        speed = SPEED_BYTES_PER_S / plan.rails
-        with Relays(hosts("relay", plan.rails), addresses, speed) as relays:
-            children[1].tell("open", (through(told.ticket, relays), told.table))
-            children[0].tell("began")
-            injector = Injector(
-                relays, breaks, AT_SHARE * cache_bytes(plan), lambda text: stage.say(text, "red")
-            )
-            while told.prefilled is None or told.decoded is None:
-                hear.turn(children)
-                injector.step(sum(relays.total(rail) for rail in range(plan.rails)))
-            crossed = [relays.moved(rail) for rail in range(plan.rails)]
-            for child in children:
-                child.tell("end")
-            for child in children:
-                child.end()
-    stage.say("both processes have ended; one process does the same alone")
-    judged = verdict(told.decoded, told.prefilled, alone(plan, stage))
-    return story(plan, speed, told.prefilled, told.decoded, crossed, injector.record, judged)
+        decode, prefill = Child("decode", _decode, plan), Child("prefill", _prefill, plan)
+        children += [decode, prefill]
+        hearing = Hearing(children, stage, bars)
+        hearing.until(("decode", "addresses"), ("prefill", "addresses"))
+        for child, side in ((prefill, NEAR), (decode, FAR)):
+            relays.lead(side, hearing.heard[child.name, "addresses"])
+            child.tell("doors", relays.doors(side))
+        hearing.until(("decode", "ready"), ("prefill", "ready"))
+        prefill.tell("open", hearing.heard["decode", "ready"])
+        decode.tell("began")
+        injector = Injector(
+            relays, breaks, AT_SHARE * cache_bytes(plan), lambda text: stage.say(text, "red")
+        )
+        hearing.until(
+            ("decode", "done"),
+            ("prefill", "done"),
+            each_turn=lambda: injector.step(sum(relays.total(n) for n in range(plan.rails))),
+        )
+        for child in children:
+            child.tell("end")
+        for child in children:
+            child.end()
+        crossed = [relays.moved(rail) for rail in range(plan.rails)]
+    heard = hearing.heard
+    return Moved(heard["prefill", "done"], heard["decode", "done"], crossed, injector.record)
+
+
+def _decode(line: Line, plan: Plan) -> None:
+    """In the child: the import belongs there, it takes seconds."""
+    from torch_tent.demo import decode
+
+    decode.work(line, plan)
+
+
+def _prefill(line: Line, plan: Plan) -> None:
+    from torch_tent.demo import prefill
+
+    prefill.work(line, plan)
+
+
+def _alone(line: Line, plan: Plan) -> None:
+    from torch_tent.demo import alone
+
+    alone.work(line, plan)
 
 
 class Hearing:
-    """Takes what the children say to where it belongs, and to the screen."""
+    """Hears what children say: the last of each kind is kept, and steps move a bar."""
 
-    def __init__(self, plan: Plan, stage: Stage, told: Told) -> None:
-        self._told = told
+    def __init__(self, children: Sequence[Child], stage: Stage, bars: Bars) -> None:
+        self._children = children
         self._stage = stage
-        self._computed = stage.bar("prefill: cache computed", cache_bytes(plan))
-        self._landed = stage.bar("decode: cache landed", cache_bytes(plan))
-        self._tokens = stage.bar("decode: tokens generated", plan.shape.generated)
+        self._bars = bars
+        self.heard: dict[Said, Any] = {}
 
-    def turn(self, children: Sequence[Child]) -> None:
-        """Hears what has been said; waits a tick at most."""
-        wait_for_any(children, TICK_S)
-        for child in children:
-            for kind, content in child.messages():
-                self._hear(child.name, kind, content)
-            child.check_patience(PATIENCE_S)
+    def until(self, *awaited: Said, each_turn: Callable[[], None] = lambda: None) -> None:
+        """Listens until all of this was heard. Raises ChildFailure, see Child."""
+        while not self.heard.keys() >= set(awaited):
+            wait_for_any(self._children, TICK_S)
+            each_turn()
+            for child in self._children:
+                for kind, content in child.messages():
+                    self.heard[child.name, kind] = content
+                    self._show(child.name, kind, content)
+                child.check_patience(PATIENCE_S)
 
-    def _hear(self, name: str, kind: str, content: Any) -> None:
-        told = self._told
-        match name, kind:
-            case "decode", "ready":
-                told.ticket, told.table = content
-            case "prefill", "ready":
-                told.prefill_ready = True
-            case "prefill", "began":
-                self._stage.say("the prefill begins")
-            case _, "computed":
-                self._computed.advance(content)
-            case _, "landed":
-                self._landed.advance(content)
-            case _, "token":
-                self._tokens.advance(1)
-            case "prefill", "done":
-                told.prefilled = content
-            case "decode", "done":
-                told.decoded = content
+    def _show(self, name: str, kind: str, content: Any) -> None:
+        bar = self._bars.get((name, kind))
+        if bar is not None:
+            bar.advance(1 if kind == "token" else content)
+        elif kind == "began":
+            self._stage.say("the prefill begins")
+
+
+def make_bars(plan: Plan, stage: Stage) -> Bars:
+    """What is shown to grow, by who says what."""
+    tokens = len(plan.prompt) - 1
+    return {
+        ("prefill", "computed"): stage.bar("prefill: cache computed", cache_bytes(plan)),
+        ("decode", "landed"): stage.bar("decode: cache landed", cache_bytes(plan)),
+        ("decode", "token"): stage.bar("decode: generated", plan.shape.generated),
+        ("single", "computed"): stage.bar("one process: cache computed", tokens),
+        ("single", "token"): stage.bar("one process: generated", plan.shape.generated),
+    }
+
+
+def speed(plan: Plan) -> float:
+    """Bytes per second of one rail."""
+    return SPEED_BYTES_PER_S / plan.rails
 
 
 def cache_bytes(plan: Plan) -> int:
-    """The prompt's cache: all of its tokens but the last, in whole blocks."""
-    shape = plan.shape
-    return shape.blocks(len(plan.prompt) - 1) * shape.block_tokens * shape.token_bytes
+    """What is moved: the cache of the prompt's tokens but the last, in whole blocks."""
+    last = chunks(len(plan.prompt), plan.shape)[-1].last
+    return plan.shape.blocks(last) * plan.shape.block_tokens * plan.shape.token_bytes
 
 
-def through(ticket: bytes, relays: Relays) -> bytes:
-    """The ticket as the relays would issue it: each address is replaced by its rail's relay."""
-    found = Ticket.decode(ticket)
-    addresses = tuple(
-        msgspec.structs.replace(address, host=host, port=port)
-        for address, (host, port) in zip(found.card.addresses, relays.addresses, strict=True)
-    )
-    card = msgspec.structs.replace(found.card, addresses=addresses)
-    return msgspec.structs.replace(found, card=card).encode()
-
-
-def alone(plan: Plan, stage: Stage) -> Generated:
-    """What one process generates that does both, with the dense cache of transformers."""
-    torch.set_num_threads(THREADS)
-    shape, prompt = plan.shape, plan.prompt
-    model, cache = build(shape), dense_cache()
-    bar = stage.bar("one process: both", len(chunks(len(prompt), shape)) + shape.generated)
-    for _ in compute(model, prompt, shape, cache):
-        bar.advance(1)
-    steps = []
-    for step in generate(model, prompt[-1], shape.generated, cache):
-        steps.append(step)
-        bar.advance(1)
-    return collect(steps)
-
-
-def verdict(decoded: Decoded, prefilled: Prefilled, alone: Generated) -> Verdict:
-    """Compares token by token, and the caches by their digests."""
-    same = 0
-    for ours, theirs in zip(decoded.tokens, alone.tokens, strict=True):
-        if ours != theirs:
-            break
-        same += 1
-    difference = (torch.tensor(decoded.logits) - alone.logits).abs().max()
+def verdict(moved: Moved, alone: Alone) -> Verdict:
+    """Compares token by token, and the two caches by their digests."""
+    ours, theirs = list(moved.decoded.tokens), list(alone.tokens)
+    pairs = enumerate(zip(ours, theirs, strict=True))
+    same = next((n for n, (one, other) in pairs if one != other), len(ours))
+    difference = np.abs(np.array(moved.decoded.logits) - np.array(alone.logits)).max()
     return Verdict(
-        tokens_equal=list(decoded.tokens) == list(alone.tokens),
-        tokens=len(alone.tokens),
+        tokens_equal=ours == theirs,
+        tokens=len(theirs),
         tokens_same=same,
-        cache_equal=decoded.digest == prefilled.digest,
+        cache_equal=moved.decoded.digest == moved.prefilled.digest,
         logits_difference=float(difference),
     )
 
 
-def story(
-    plan: Plan,
-    speed: float,
-    prefilled: Prefilled,
-    decoded: Decoded,
-    crossed: Sequence[Sequence[tuple[int, int]]],
-    faults: Sequence[Fault],
-    judged: Verdict,
-) -> Story:
+def story(plan: Plan, moved: Moved, judged: Verdict) -> Story:
     """Everything that was told, on one clock."""
-    relays = hosts("relay", plan.rails)
+    prefilled, decoded = moved.prefilled, moved.decoded
     slices = [
-        Slice(transfer, relays.index(host), offset, size, posted_ns, ended_ns, acked)
-        for transfer, _, rail, offset, size, posted_ns, ended_ns, acked in prefilled.trace
-        for host in relays
-        if host in rail.replace(">", " ").split()
+        Slice(transfer, rail_of(name), offset, size, posted, ended_ns, acked)
+        for transfer, _, name, offset, size, posted, ended_ns, acked in prefilled.trace
     ]
     writes = [
         Write(
-            one.chunk,
-            one.layer,
-            one.bytes,
-            one.began_ns,
-            one.ended_ns,
-            decoded.landed_ns[note_of(one.chunk, one.layer)],
+            chunk=one.chunk,
+            layer=one.layer,
+            bytes=one.bytes,
+            began_ns=one.began_ns,
+            ended_ns=one.ended_ns,
+            landed_ns=decoded.landed_ns[note_of(one.chunk, one.layer)],
         )
         for one in prefilled.sent
     ]
     return Story(
         prompt_tokens=len(plan.prompt),
         rails=plan.rails,
-        rail_bytes_per_s=speed,
+        rail_bytes_per_s=speed(plan),
         began_ns=prefilled.began_ns,
         prefilled_ns=prefilled.prefilled_ns,
         writes=writes,
         slices=slices,
-        crossed=crossed,
-        faults=faults,
+        crossed=moved.crossed,
+        faults=moved.faults,
         retries=sum(not one.acked for one in slices),
         fences=prefilled.fences,
         verdict=judged,

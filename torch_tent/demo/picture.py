@@ -149,19 +149,22 @@ def draw_progress(story: Story, axes: Axes) -> None:
     axes.step(computed_at, computed, where="post", color=INK, linewidth=1.6)
     axes.step(landed_at, landed, where="post", color=RAILS[0], linewidth=1.6)
     top = computed[-1]
-    half = len(computed_at) // 3
-    axes.text(computed_at[half], computed[half] + top * 0.05, "computed ", ha="right", color=INK)
-    half = len(landed_at) // 2
-    axes.text(landed_at[half], landed[half] - top * 0.12, "  landed", ha="left", color=RAILS[0])
-    moments = [
-        (story.prefilled_ns, f"prefill ends, {story.landed_early:.0%} have landed", 0.52),
-        (story.landed_ns, "last byte", 0.32),
-        (story.first_token_ns, "first token", 0.12),
+    third, half = len(computed_at) // 3, len(landed_at) // 2
+    axes.text(computed_at[third], computed[third] + top * 0.05, "computed ", ha="right", color=INK)
+    axes.text(landed_at[half], landed[half] - top * 0.13, "   landed", ha="left", color=RAILS[0])
+    ends = [
+        (story.prefilled_ns, f"prefill ends, {story.landed_early:.0%} have landed", 0.38),
+        (story.landed_ns, "last byte", 0.22),
+        (story.first_token_ns, "first token", 0.06),
     ]
-    for moment, text, height in moments:
+    behind = {"facecolor": PAPER, "alpha": 0.75, "linewidth": 0, "pad": 1.5}
+    for moment, text, height in ends:
         at = story.seconds(moment)
         axes.axvline(at, color=INK, linewidth=0.9, linestyle=(0, (1, 2)))
-        axes.text(at, top * height, f"{text}, {at:.2f} s ", ha="right", fontsize=9, color=INK)
+        axes.annotate(
+            f"{text}, {at:.2f} s", (at, top * height), (-5, 0), textcoords="offset points",
+            ha="right", fontsize=9, color=INK, bbox=behind, zorder=6,
+        )  # fmt: skip
     axes.set_ylim(0, top * 1.12)
     axes.set_ylabel("MiB of cache")
     axes.set_xlabel("seconds since the prefill began")

@@ -7,40 +7,17 @@ always holds: a block is written once, and never changed after its write has beg
 
 from __future__ import annotations
 
-import hashlib
 import time
-from collections.abc import Sequence
-from dataclasses import dataclass
 
 import torch
 
 import torch_tent as tent
 from torch_tent.demo.children import Line
-from torch_tent.demo.model import Chunk, Shape, build, paged_cache, prefill
+from torch_tent.demo.doors import engine_behind
+from torch_tent.demo.model import build, digest_of, empty_pages, paged_cache, prefill
 from torch_tent.demo.plan import PATIENCE_S, THREADS, TRANSFER_S_MAX, Plan, note_of
-
-
-@dataclass(frozen=True)
-class Sent:
-    """One write as this process saw it."""
-
-    chunk: int
-    layer: int
-    bytes: int
-    began_ns: int
-    ended_ns: int
-
-
-@dataclass(frozen=True)
-class Prefilled:
-    """What the process tells at its end. `trace` is the engine's record of every slice."""
-
-    began_ns: int
-    prefilled_ns: int
-    sent: Sequence[Sent]
-    trace: Sequence[tuple[int, int, str, int, int, int, int, bool]]
-    fences: int
-    digest: str
+from torch_tent.demo.prompt import Chunk, Shape
+from torch_tent.demo.told import Prefilled, Sent
 
 
 def work(line: Line, plan: Plan) -> None:
@@ -49,13 +26,17 @@ def work(line: Line, plan: Plan) -> None:
     torch.set_num_threads(THREADS)
     model = build(shape)
     blocks = shape.blocks(len(plan.prompt))
-    pages = [shape.empty_layer(blocks) for _ in range(shape.layers)]
-    engine = tent.Engine(plan.settings("prefill"))
+    pages = empty_pages(shape, blocks)
+    engine = engine_behind(line, plan, "prefill")
+    engine.native.trace(True)
     try:
         with tent.KVCache(pages, block_dim=1, engine=engine) as cache:
             line.tell("ready")
             ticket, table = line.hear("open", PATIENCE_S)
-            sender = Sender(engine, cache, engine.open(ticket), torch.tensor(table), shape)
+            remote = engine.open(ticket)
+            if not isinstance(remote, tent.RemoteCache):
+                raise TypeError(f"the ticket is of {remote!r}, not of a cache")
+            sender = Sender(engine, cache, remote, torch.tensor(table), shape)
             began_ns = time.monotonic_ns()
             line.tell("began", began_ns)
             paged = paged_cache(pages, torch.arange(blocks))
@@ -63,16 +44,13 @@ def work(line: Line, plan: Plan) -> None:
                 line.tell("computed", (chunk.last - chunk.first) * shape.token_bytes)
             prefilled_ns = time.monotonic_ns()
             sent = sender.finish()
-            digest = hashlib.sha256()
-            for layer in paged.layers:
-                digest.update(layer.gather().numpy())
             found = Prefilled(
                 began_ns=began_ns,
                 prefilled_ns=prefilled_ns,
                 sent=sent,
-                trace=engine.take_trace(),
-                fences=sender.fences(),
-                digest=digest.hexdigest(),
+                trace=engine.native.take_trace(),
+                fences=engine.native.stats()["transfers"]["fences"],
+                digest=digest_of(paged),
             )
             line.tell("done", found)
             line.hear("end", PATIENCE_S)
@@ -113,6 +91,7 @@ class Sender:
             notify=note_of(chunk.index, layer),
             require="tcp",
             timeout=TRANSFER_S_MAX,
+            deadline=TRANSFER_S_MAX,  # What was computed first goes first.
         )
         self._writes.append((chunk, layer, began_ns, transfer))
         transfer.add_done_callback(lambda _: self._ended_ns.update({place: time.monotonic_ns()}))
@@ -126,7 +105,3 @@ class Sender:
             size = transfer.report()["bytes"]
             found.append(Sent(chunk.index, layer, size, began_ns, ended_ns))
         return found
-
-    def fences(self) -> int:
-        """How often a rail was closed by agreement before slices went elsewhere."""
-        return sum(transfer.report()["fences"] for *_, transfer in self._writes)

@@ -16,7 +16,7 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Self
 
-from torch_tent.demo.relay import Address, Relay
+from torch_tent.demo.relay import Address, Relay, Side
 
 TICK_S_MAX = 0.25
 PATIENCE_S = 5.0
@@ -25,18 +25,12 @@ PATIENCE_S = 5.0
 class Relays:
     """One relay per rail.
 
-    Relay i listens at `hosts[i]`, on a port of its own, and passes connections on to `targets[i]`
-    as if they came from `sources[i]` (default: from where it listens). `bytes_per_s` limits each
-    rail, each direction for itself. Raises OSError when an address cannot be had.
+    `ends` are the rails' two ends, the near one and the far one: addresses of this machine.
+    `bytes_per_s` limits each rail, each direction for itself. Raises OSError when an address cannot
+    be had.
     """
 
-    def __init__(
-        self,
-        hosts: Sequence[str],
-        targets: Sequence[Address],
-        bytes_per_s: float,
-        sources: Sequence[str] | None = None,
-    ) -> None:
+    def __init__(self, ends: Sequence[tuple[str, str]], bytes_per_s: float) -> None:
         self._selector = selectors.DefaultSelector()
         self._commands: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
         self._bell, self._rope = socket.socketpair()
@@ -45,8 +39,8 @@ class Relays:
         self._error: BaseException | None = None
         self._relays: list[Relay] = []
         try:
-            for host, target, source in zip(hosts, targets, sources or hosts, strict=True):
-                self._relays.append(Relay(self._selector, host, target, source, bytes_per_s))
+            for near, far in ends:
+                self._relays.append(Relay(self._selector, near, far, bytes_per_s))
         except OSError:
             self._shut()
             raise
@@ -59,17 +53,27 @@ class Relays:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    @property
-    def addresses(self) -> list[Address]:
-        """Where each rail is reached: (host, port), in the order of the targets."""
-        return [relay.address for relay in self._relays]
+    def doors(self, side: Side) -> list[Address]:
+        """Where those connect who want to reach that side, rail by rail: on the host of that side,
+        so that only the port is another one."""
+        return [relay.doors[side].address for relay in self._relays]
+
+    def lead(self, side: Side, targets: Sequence[Address]) -> None:
+        """Where the connections to that side are passed on to, rail by rail. Until this is said
+        they are reset."""
+
+        def act() -> None:
+            for relay, target in zip(self._relays, targets, strict=True):
+                relay.doors[side].target = target
+
+        self._command(act)
 
     def moved(self, rail: int) -> list[tuple[int, int]]:
-        """What went towards the target so far: (monotonic ns, bytes), oldest first."""
+        """What went towards the far side so far: (monotonic ns, bytes), oldest first."""
         return list(self._relays[rail].moved)
 
     def total(self, rail: int) -> int:
-        """How many bytes went towards the target so far."""
+        """How many bytes went towards the far side so far."""
         return self._relays[rail].moved_bytes
 
     def cut(self, rail: int) -> int:

@@ -1,9 +1,9 @@
 """Stage: demo. One rail's cable: passes TCP connections on at a given speed, and can be broken.
 
 Called only by the thread of `Relays` (rails.py), which owns every socket; no call blocks. A relay
-stands between the two processes on one rail, so that a fault is a real one (a reset, a connection
-that is slow, bytes that come late or never) and needs no root. What always holds: the bytes of a
-connection are passed on in order and unchanged, or not at all.
+stands between the two processes on one rail, whichever of them connects, so that a fault is a real
+one (a reset, a connection that is slow, bytes that come late or never) and needs no root. What
+always holds: the bytes of a connection are passed on in order and unchanged, or not at all.
 """
 
 from __future__ import annotations
@@ -15,8 +15,10 @@ import socket
 import struct
 import time
 from dataclasses import dataclass, field
+from typing import Literal
 
 Address = tuple[str, int]
+Side = Literal["near", "far"]
 
 CHUNK_BYTES = 8 << 10
 KERNEL_BYTES = 16 << 10  # Small socket buffers: a cable holds little.
@@ -62,37 +64,57 @@ class Stream:
     shut: bool = False
 
 
+@dataclass(eq=False)
+class Door:
+    """Where one end of the cable lets in those who want to reach the other end.
+
+    A connection is passed on to `target`, as if it came from `source`; without a target it is
+    reset. `there` limits what the guest sends, `back` what he gets.
+    """
+
+    listener: socket.socket
+    address: Address
+    source: str
+    there: Meter
+    back: Meter
+    target: Address | None = None
+
+
 class Relay:
-    """Listens at `host`, and passes what comes on to `target`, connecting from `source`."""
+    """The cable between the hosts `near` and `far`. `doors["far"]`, on the host `far`, is for those
+    who want to reach the far end, `doors["near"]` for the others."""
 
     def __init__(
-        self,
-        selector: selectors.BaseSelector,
-        host: str,
-        target: Address,
-        source: str,
-        bytes_per_s: float,
+        self, selector: selectors.BaseSelector, near: str, far: str, bytes_per_s: float
     ) -> None:
         self._selector = selector
-        self._target = target
-        self._source = source
         self._bytes_per_s = bytes_per_s
-        self._there, self._back = Meter(bytes_per_s), Meter(bytes_per_s)
+        self._to_far, self._to_near = Meter(bytes_per_s), Meter(bytes_per_s)
         self._pairs: list[tuple[Stream, Stream]] = []
         self._silent = False
         self._interest: dict[socket.socket, int] = {}
-        self._listener = self._bind((host, 0))
-        self.address: Address = self._listener.getsockname()[:2]
-        self.moved: list[tuple[int, int]] = []  # (monotonic ns, bytes) towards the target
+        self.doors: dict[Side, Door] = {}
+        self.moved: list[tuple[int, int]] = []  # (monotonic ns, bytes) towards the far end
         self.moved_bytes = 0
+        try:
+            self._open("far", far, near, self._to_far, self._to_near)
+            self._open("near", near, far, self._to_near, self._to_far)
+        except OSError:
+            self.close()
+            raise
         self._listen()
+
+    def _open(self, side: Side, host: str, source: str, there: Meter, back: Meter) -> None:
+        sock = self._bind((host, 0))
+        self.doors[side] = Door(sock, sock.getsockname()[:2], source, there, back)
 
     def pump(self, now: float) -> float:
         """Passes on what may pass now. Returns the seconds after which it should be called again
         although no socket is ready."""
         if self._silent:
             return float("inf")
-        self._accept()
+        for door in self.doors.values():
+            self._accept(door)
         waits = [float("inf")]
         for pair in list(self._pairs):
             try:
@@ -106,12 +128,13 @@ class Relay:
         return min(waits)
 
     def cut(self) -> None:
-        """Resets every connection and refuses new ones; the address stays taken."""
+        """Resets every connection and refuses new ones; the addresses stay taken."""
         for pair in list(self._pairs):
             self._close_pair(pair, reset=True)
-        self._want(self._listener, 0)
-        self._listener.close()
-        self._listener = self._bind(self.address)
+        for door in self.doors.values():
+            self._want(door.listener, 0)
+            door.listener.close()
+            door.listener = self._bind(door.address)
 
     def silence(self) -> None:
         """Passes nothing on any more; whoever connects now is not refused and hears nothing."""
@@ -121,7 +144,7 @@ class Relay:
 
     def pace(self, factor: float) -> None:
         """From now on passes on at the cable's speed divided by `factor`."""
-        self._there.bytes_per_s = self._back.bytes_per_s = self._bytes_per_s / factor
+        self._to_far.bytes_per_s = self._to_near.bytes_per_s = self._bytes_per_s / factor
 
     def heal(self) -> None:
         """As at the beginning. What a silence held back comes out now: late."""
@@ -133,8 +156,9 @@ class Relay:
         """Closes every socket."""
         for pair in list(self._pairs):
             self._close_pair(pair, reset=True)
-        self._want(self._listener, 0)
-        self._listener.close()
+        for door in self.doors.values():
+            self._want(door.listener, 0)
+            door.listener.close()
 
     def _bind(self, address: Address) -> socket.socket:
         """A bound socket; until it listens, the kernel refuses connections to it."""
@@ -150,25 +174,27 @@ class Relay:
         return sock
 
     def _listen(self) -> None:
-        self._listener.listen(BACKLOG)
-        self._want(self._listener, READ)
+        for door in self.doors.values():
+            door.listener.listen(BACKLOG)
+            self._want(door.listener, READ)
 
-    def _accept(self) -> None:
+    def _accept(self, door: Door) -> None:
         while True:
             try:
-                near, _ = self._listener.accept()
+                guest, _ = door.listener.accept()
             except OSError:  # Nobody waits, or it does not listen, or he has gone again.
                 return
-            far = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
-            for sock in (near, far):
+            host = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
+            for sock in (guest, host):
                 sock.setblocking(False)
                 sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
                 sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, KERNEL_BYTES)
                 sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, KERNEL_BYTES)
-            pair = (Stream(near, far, self._there), Stream(far, near, self._back))
+            pair = (Stream(guest, host, door.there), Stream(host, guest, door.back))
             self._pairs.append(pair)
-            far.bind((self._source, 0))
-            if far.connect_ex(self._target) not in (0, errno.EINPROGRESS):
+            host.bind((door.source, 0))
+            way = host.connect_ex(door.target) if door.target else errno.ECONNREFUSED
+            if way not in (0, errno.EINPROGRESS):
                 self._close_pair(pair, reset=True)
 
     def _advance(self, stream: Stream, now: float) -> float:
@@ -197,7 +223,7 @@ class Relay:
             except BlockingIOError:
                 return
             stream.held = stream.held[sent:]
-            if stream.meter is self._there:
+            if stream.meter is self._to_far:
                 self.moved.append((time.monotonic_ns(), sent))
                 self.moved_bytes += sent
         if stream.ended and not stream.held and not stream.shut:
