@@ -18,6 +18,7 @@ import torch_tent as tent
 from .base import Arm, BlockSteps, Idle, Probe, Steps, Wakes, block_order
 from .distributed import DistributedOps, ping_pong
 from .flow import Flow
+from .mixed import Mixed
 
 
 class TentArm(DistributedOps, Arm):
@@ -122,6 +123,70 @@ class TentArm(DistributedOps, Arm):
     def offer_flow(self, case: dict[str, Any]) -> Probe:
         """Writes, two at a time, with the slice trace."""
         return TracedFlow(self, self._one_sided(case, write=True), case)
+
+    def offer_mixed(self, case: dict[str, Any]) -> Probe:
+        """Writes: the small ones in the foreground, the large ones in the background."""
+        sizes = (case["small"], case["bytes"])
+        tensors = [torch.from_numpy(self.buffer(case | {"bytes": size})) for size in sizes]
+        segments, tickets = [], [b"", b""]
+        if self.seat.rank == 1:
+            segments = [tent.register(x, access="write") for x in tensors]
+            tickets = [segment.ticket() for segment in segments]
+        tickets = self.seat.exchange(tickets)[1]
+
+        def close() -> None:
+            for segment in segments:
+                segment.close()
+
+        if self.seat.rank == 1:
+            return Idle(close=close)
+        remotes = [tent.open(ticket) for ticket in tickets]
+
+        def small(more: bool) -> bool:
+            tent.write(tensors[0], remotes[0]).wait()
+            return more
+
+        def large(more: bool) -> bool:
+            tent.write(tensors[1], remotes[1], priority="background").wait()
+            return more
+
+        return Mixed(0, case, small, large, passive=True)
+
+    def offer_register(self, case: dict[str, Any]) -> Probe:
+        """register, its ticket, and close."""
+        if self.seat.rank > 0:
+            return Idle()
+        memory = self.buffer(case)
+        x = torch.from_numpy(memory)
+
+        def once() -> None:
+            segment = tent.register(x)
+            segment.ticket()
+            segment.close()
+
+        return Steps(once, source=memory, passive=True)
+
+    def offer_meet(self, case: dict[str, Any]) -> Probe:
+        """Two new engines, a ticket, and a write of 8 bytes."""
+        kept: list[Any] = []
+
+        def once() -> None:
+            engine = tent.Engine()
+            x = torch.zeros(8, dtype=torch.uint8)
+            kept.append(engine)
+            if self.seat.rank == 1:
+                segment = engine.register(x, "write")
+                kept.append(segment)
+                self.seat.exchange(segment.ticket())
+            else:
+                ticket = self.seat.exchange(b"")[1]
+                engine.write(x, engine.open(ticket)).wait(10)
+
+        def close() -> None:
+            for one in reversed(kept):
+                one.close()
+
+        return Steps(once, close=close)
 
     # ---- blocks ------------------------------------------------------------------------------
 
