@@ -158,7 +158,7 @@ def test_a_full_link_holds_back_and_one_poll_is_bounded(links: Links) -> None:
     links.b.poll()
     links.b.poll()
     landed = int(np.count_nonzero(destination))
-    assert landed <= 2 * MIB
+    assert landed <= 2 * 2 * MIB
     assert links.b.landing_calls - calls < 100 + landed // 512
     heard = links.drive(links.b, 64)
     assert sum(event.what == "landed" for event in heard) == 32

@@ -180,7 +180,9 @@ bool TcpTransport::poll(Receiver& receiver) {
 bool TcpTransport::serve(TcpLink& link, std::uint32_t events, Receiver& receiver) {
   bool moved = false;
   // What has come before the end is still heard; reading also tells why the connection ended.
-  if ((events & ~std::uint32_t(EPOLLOUT)) != 0) link.reader.receive(receiver, kBudget, moved);
+  if ((events & ~std::uint32_t(EPOLLOUT)) != 0 && link.reader.receive(receiver, kBudget, moved)) {
+    link.reader.catch_up(receiver);
+  }
   if (link.state.live() && (events & EPOLLOUT) != 0) {
     link.writer.send(receiver, kBudget, moved);
   }
