@@ -1,7 +1,7 @@
 """Stage: benchmarks. Question: how fast are the collectives, by size and number of ranks?
 
-all_reduce, all_gather, all_to_all and broadcast on one host, the same calls of torch.distributed over
-tent and over gloo. Sizes are bytes of one rank's result. Run alone:
+all_reduce, all_gather, all_to_all and broadcast on one host, the same calls of torch.distributed
+over tent and over gloo. Sizes are bytes of one rank's result. Run alone:
 `python benchmarks/collectives.py --quick`.
 """
 

@@ -1,6 +1,6 @@
 """Stage: benchmarks. Question: what does it cost, in processor time, memory and threads?
 
-Processor seconds of both ends per GB over TCP, on loopback and where there is root over shaped rails,
+Processor seconds of both ends per GB over TCP, on loopback and over shaped rails (which need root),
 beside plain sockets; memory, threads and latency of one engine with 1, 16, 64 and 256 idle peers.
 Run alone: `python benchmarks/cost.py --quick`.
 """
@@ -100,6 +100,8 @@ def idle_peers(found: Arms, question: Question, chosen: argparse.Namespace) -> N
         first = first or row
         grown = (row["bytes"] - first["bytes"]) / max(1, count - first["peers"])
         row["bytes_per_peer"] = grown
+        row["threads_more"] = row["threads"] - first["threads"]
+        row["latency_ratio"] = row["latency_s"] / first["latency_s"]
         question.rows.append(row)
         print(
             f"  {count:4d} peers: {row['threads']} threads, {row['files']} descriptors, "

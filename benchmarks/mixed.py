@@ -1,7 +1,7 @@
 """Stage: benchmarks. Question: what does an urgent 64 KiB wait for while a large transfer goes on?
 
-Foreground transfers every millisecond, alone and beside a background elephant, and what the elephant
-keeps of its rate: on one host, over loopback TCP, and where there is root over four shaped rails.
+Foreground transfers every millisecond, alone and beside a background elephant, and what the
+elephant keeps of its rate: on one host, over loopback TCP, or over four shaped rails (with root).
 Run alone: `python benchmarks/mixed.py --quick`.
 """
 

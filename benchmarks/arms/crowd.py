@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+
 import torch_tent as tent
 
 from .base import Arm
@@ -71,7 +72,7 @@ class CrowdArm(Arm):
             os._exit(0)
 
     def cost(self) -> dict[str, float]:
-        """Rank 0: its threads, descriptors and memory (bytes; what the kernel counts as its own)."""
+        """Rank 0: its threads, descriptors and memory (bytes that nobody shares)."""
         if self.seat.rank == 1:
             return {}
         own = 0
@@ -79,8 +80,8 @@ class CrowdArm(Arm):
             name, _, rest = line.partition(":")
             if name in ("Private_Clean", "Private_Dirty"):
                 own += int(rest.split()[0]) << 10
-        tasks = len(os.listdir("/proc/self/task"))
-        return {"threads": tasks, "bytes": own, "files": len(os.listdir("/proc/self/fd"))}
+        threads = len(os.listdir("/proc/self/task"))
+        return {"threads": threads, "bytes": own, "files": len(os.listdir("/proc/self/fd"))}
 
     def latency(self, times: int) -> list[float]:
         """Rank 1: seconds of each 8-byte read by the first peer."""
