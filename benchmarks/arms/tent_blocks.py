@@ -1,4 +1,4 @@
-"""Stage: benchmarks, in a player. Blocks of paged caches: a part of the torch_tent arm.
+"""Stage: benchmarks, in a player. Blocks of paged caches: a part of the torch_tent arm."""
 
 from __future__ import annotations
 
