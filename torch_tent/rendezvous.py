@@ -151,7 +151,8 @@ class ControlPlane:
     def close(self) -> None:
         """Stops listening and dialing; links that the engine has stay its own. Idempotent.
 
-        Returns at once when the engine was closed before, else within EVENTS_WAIT_S.
+        Returns at once when the engine was closed before (which stops the threads by itself), else
+        within EVENTS_WAIT_S.
         """
         if os.getpid() != self._pid or self._closing.is_set():
             return
@@ -191,8 +192,10 @@ class ControlPlane:
         while not self._closing.is_set():
             try:
                 events = self._engine.next_events(EVENTS_WAIT_S)
-            except RuntimeError:
-                return  # The engine is closed.
+            except RuntimeError:  # The engine is closed: there is nothing to connect any more.
+                with contextlib.suppress(RuntimeError):
+                    self._loop.call_soon_threadsafe(self._stop.set)
+                return
             if events:
                 with contextlib.suppress(RuntimeError):  # The loop has just ended.
                     self._loop.call_soon_threadsafe(self._switchboard.heard, events)
