@@ -11,6 +11,7 @@ from __future__ import annotations
 import asyncio
 import atexit
 import contextlib
+import itertools
 import logging
 import os
 import socket
@@ -33,6 +34,7 @@ EVENTS_WAIT_S = 0.25
 JOIN_S = 5.0
 
 log = logging.getLogger("torch_tent")
+_numbers = itertools.count(1)  # of the engines of this process, to tell their names apart
 _living: weakref.WeakSet[ControlPlane] = weakref.WeakSet()
 
 
@@ -224,7 +226,9 @@ def _make_card(engine: EngineLinks, settings: Settings, name: str, addresses: li
     incarnation = os.urandom(INCARNATION_BYTES)
     local = any(kind in settings.transports for kind in LOCAL_KINDS)
     probe_address, probe_value = engine.probe_word()
-    shown = (name or f"{socket.gethostname()}:{os.getpid()}").encode()[:NAME_BYTES_MAX]
+    number = next(_numbers)
+    process = f"{socket.gethostname()}:{os.getpid()}" + (f".{number}" if number > 1 else "")
+    shown = (name or process).encode()[:NAME_BYTES_MAX]
     return Card(
         incarnation=incarnation,
         host=topology.this_host(),
