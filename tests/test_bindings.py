@@ -138,7 +138,9 @@ def test_shareable_memory_is_plain_memory_and_leaves_nothing() -> None:
             assert np.array_equal(y, noise(size))
             del memory, array
             gc.collect()
-        assert eventually(lambda: open_descriptors("/memfd:tent (") == before)  # The peer unmaps too.
+        assert eventually(
+            lambda: open_descriptors("/memfd:tent (") == before
+        )  # The peer unmaps too.
         assert set(os.listdir("/dev/shm")) == names
 
 
