@@ -66,7 +66,9 @@ def cases(chosen: argparse.Namespace) -> list[tuple[Case, str]]:
 def main() -> None:
     """Runs the question."""
     parser = lineup.options(__doc__ or "", "nixl,mpi,gloo,mooncake")
-    parser.add_argument("--pages", default="huge", choices=("huge", "4k"), help="of ordinary memory")
+    parser.add_argument(
+        "--pages", default="huge", choices=("huge", "4k"), help="of ordinary memory"
+    )
     chosen = parser.parse_args()
     lineup.isolate()
     peers = lineup.names(chosen, ("gloo", "nixl", "mpi", "mooncake"))

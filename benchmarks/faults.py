@@ -6,6 +6,7 @@ Called by rails.py with the deliveries that an arm reported, in seconds of the m
 from __future__ import annotations
 
 import bisect
+import itertools
 import statistics
 import threading
 from collections.abc import Sequence
@@ -50,8 +51,11 @@ def examine(reply: dict[str, Any], steps: Sequence[float], rail: str) -> Window:
     mended = steps[1] if len(steps) > 1 else end
     found = Window(error=reply["notes"]["error"])
     # The way up and the last transfer's end are no gaps in anything.
-    edges = [*(at for at in times if at > begin), end if found.error else times[-1] if times else end]
-    gaps = [(late - early, early) for early, late in zip(edges, edges[1:], strict=False)]
+    edges = [
+        *(at for at in times if at > begin),
+        end if found.error else times[-1] if times else end,
+    ]
+    gaps = [(late - early, early) for early, late in itertools.pairwise(edges)]
     found.gap = max((gap for gap, early in gaps if early + gap >= struck), default=end - struck)
     found.calm_gap = max((gap for gap, early in gaps if early + gap < struck), default=0.0)
     found.before = rate(delivered, begin + 0.3, struck)

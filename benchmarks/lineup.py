@@ -16,7 +16,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from compare import FULL, QUICK, Pace
-from harness import ArmSpec, Arms, arms
+from harness import Arms, ArmSpec, arms
 from results import Question
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -45,7 +45,8 @@ def known(name: str) -> ArmSpec:
         return ArmSpec(name, name, python=peers_python(), env=env)
     if name == "mpi":
         # ob1 over vader: shared memory, and process_vm_readv for what is large.
-        words = "mpirun --bind-to none -np 2 --mca pml ob1 --mca btl self,vader".split()
+        words = ["mpirun", "--bind-to", "none", "-np", "2"]
+        words += ["--mca", "pml", "ob1", "--mca", "btl", "self,vader"]
         allow = ["--allow-run-as-root"] if os.getuid() == 0 else []
         return ArmSpec(name, name, python=peers_python(), launcher=(*words, *allow))
     raise SystemExit(f"no arm is called {name}: choose from {', '.join(PEERS)}")

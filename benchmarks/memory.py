@@ -18,7 +18,7 @@ _STEP = np.uint64(0x9E3779B97F4A7C15)  # 2**64 divided by the golden ratio: word
 
 
 def allocate(size: int, pages: str) -> np.ndarray[Any, Any]:
-    """`size` bytes of private memory, on "huge" pages (2 MiB, advised) or "4k" ones (kept small)."""
+    """`size` bytes of private memory, on "huge" pages (2 MiB, advised) or "4k" ones."""
     whole_pages = -(-size // HUGE_PAGE) * HUGE_PAGE
     room = mmap.mmap(-1, whole_pages + HUGE_PAGE, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
     room.madvise(mmap.MADV_HUGEPAGE if pages == "huge" else mmap.MADV_NOHUGEPAGE)
@@ -30,7 +30,7 @@ def allocate(size: int, pages: str) -> np.ndarray[Any, Any]:
 
 
 def pages_of(memory: np.ndarray[Any, Any]) -> str:
-    """"2M", "4K" or a share between them, from /proc/self/smaps."""
+    """ "2M", "4K" or a share between them, from /proc/self/smaps."""
     low, high = memory.ctypes.data, memory.ctypes.data + memory.nbytes
     resident = huge = 0
     inside = False
@@ -57,7 +57,7 @@ def fill(memory: np.ndarray[Any, Any], salt: int) -> None:
 
 
 def mismatch(memory: np.ndarray[Any, Any], salt: int) -> str:
-    """"" where the memory holds the pattern of this salt, else where it first does not."""
+    """ "" where the memory holds the pattern of this salt, else where it first does not."""
     for start, words in _chunks(memory, salt):
         end = min(start + words.nbytes, memory.nbytes)
         found, wanted = memory[start:end], words.view(np.uint8)[: end - start]
@@ -82,7 +82,7 @@ def block_order(count: int, pool: int) -> tuple[np.ndarray[Any, Any], np.ndarray
 
 
 def block_mismatch(target: np.ndarray[Any, Any], block: int, count: int, salt: int) -> str:
-    """"" where each block of the pool is the right one's pattern, and the others are untouched."""
+    """ "" where each block of the pool is the right one's pattern, and the others are untouched."""
     pool = target.view(np.uint64).reshape(-1, block // 8)
     source, place = block_order(count, len(pool))
     step = max(1, _CHUNK_WORDS // pool.shape[1])

@@ -1,7 +1,8 @@
 """Stage: benchmarks. Question: how fast does one tensor get from one process to another?
 
-Latency and bandwidth by size on one host: two-sided by torch.distributed and by tent.send, one-sided
-writes and reads, ordinary and shared memory. Run alone: `python benchmarks/p2p.py --quick`.
+Latency and bandwidth by size on one host: two-sided by torch.distributed and by tent.send,
+one-sided writes and reads, ordinary and shared memory. Run alone:
+`python benchmarks/p2p.py --quick`.
 """
 
 from __future__ import annotations
@@ -96,7 +97,9 @@ def cases(chosen: argparse.Namespace) -> list[tuple[Case, str]]:
     """Every case with the unit of its table."""
     pages = chosen.pages
     sizes = QUICK_BULK if chosen.quick else BULK_SIZES
-    found = [(latency(size), "us") for size in (LATENCY_SIZES[:1] if chosen.quick else LATENCY_SIZES)]
+    found = [
+        (latency(size), "us") for size in (LATENCY_SIZES[:1] if chosen.quick else LATENCY_SIZES)
+    ]
     found += [(completion(size), "us") for size in ((8,) if chosen.quick else (8, 4 * KIB))]
     found.append((wake(), "us"))
     found += [(bulk(size, pages), "GB/s") for size in sizes]
@@ -109,7 +112,9 @@ def cases(chosen: argparse.Namespace) -> list[tuple[Case, str]]:
 def main() -> None:
     """Runs the question."""
     parser = lineup.options(__doc__ or "", "gloo,nixl,mpi,mooncake")
-    parser.add_argument("--pages", default="huge", choices=("huge", "4k"), help="of ordinary memory")
+    parser.add_argument(
+        "--pages", default="huge", choices=("huge", "4k"), help="of ordinary memory"
+    )
     chosen = parser.parse_args()
     lineup.isolate()
     peers = lineup.names(chosen, ("gloo", "nixl", "mpi", "mooncake"))

@@ -113,7 +113,7 @@ class Player:
         return found
 
     def do_check(self, label: str, salt: int) -> str:
-        """"" when the last run left the right bytes, else what is wrong."""
+        """ "" when the last run left the right bytes, else what is wrong."""
         return self.probes[label].check(salt)
 
     def do_drop(self, label: str) -> None:

@@ -138,7 +138,9 @@ def measure_faults(found: Arms, question: Question, chosen: Any) -> None:
             continue
         seen: dict[str, list[Window]] = {}
         for number in range(rounds):
-            for name in [n for n in ("tent", "mptcp", "gloo", "nixl", "mooncake") if n in found.running]:
+            for name in [
+                n for n in ("tent", "mptcp", "gloo", "nixl", "mooncake") if n in found.running
+            ]:
                 window = one_fault(found, name, fault, seconds, number)
                 seen.setdefault(name, []).append(window)
                 rails("mend", str(WEAK))
@@ -189,7 +191,11 @@ def print_faults(label: str, rows: Sequence[dict[str, Any]]) -> None:
             f"(calm {row['calm_gap_s'] * 1e3:.1f})  before {row['before_gbit']:.2f}, after "
             f"{row['after_gbit']:.2f}, all {row['all_gbit']:.2f} Gbit/s"
             + (f"  rail back after {back:.2f} s" if back is not None else "")
-            + (f"  {row['errors']} of {row['runs']} failed: {row['error'][:60]}" if row["errors"] else ""),
+            + (
+                f"  {row['errors']} of {row['runs']} failed: {row['error'][:60]}"
+                if row["errors"]
+                else ""
+            ),
             flush=True,
         )
 

@@ -125,7 +125,9 @@ def print_rows(label: str, rows: Sequence[dict[str, Any]]) -> None:
         if "trouble" in row:
             print(f"  {row['column']:<26} {row['trouble'][:90]}")
             continue
-        ratios = "  ".join(f"{ratio:.2f} x {k}" for k, ratio in row.get("speed_against", {}).items())
+        ratios = "  ".join(
+            f"{ratio:.2f} x {k}" for k, ratio in row.get("speed_against", {}).items()
+        )
         print(
             f"  {row['column']:<26} {row['median']:9.3f} {row['unit']:<6} "
             f"[{row['low']:.3f} .. {row['high']:.3f}] n={len(row['seconds'])} "

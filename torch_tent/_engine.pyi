@@ -122,7 +122,10 @@ class _Peers:
         pid: int,
         rate_hint: float,
     ) -> None:
-        """kind "tcp" | "shm" | "cma". Takes the descriptors over, also when it raises."""
+        """kind "tcp" | "shm" | "cma". Takes the descriptors over, also when it raises.
+
+        rate_hint: bytes per nanosecond, 0 where it is unknown.
+        """
     def close_link(self, link: int, reason: str) -> None: ...
     def no_rails(self, peer: int, rails: int, reason: str) -> None:
         """No rail of this mask can be made to the peer: transfers that need one fail."""

@@ -40,16 +40,22 @@ class Engine:
     """Moves tensors for this process. The functions of `torch_tent` use the default one.
 
     `settings`: how; None reads the environment (TENT_*), once. `name`: what peers call it; "": the
-    host and process id. Several engines in one process are independent of each other.
-    Attributes: `settings`, `card` (where it can be reached).
+    host and process id. `advertise` may change the card that peers get to see (forwarded ports).
+    Several in one process are independent. Attributes: `settings`, `card` (where it is reached).
     Raises SettingsError for settings that cannot be used, and where it cannot listen.
     """
 
-    def __init__(self, settings: Settings | None = None, *, name: str = "") -> None:
+    def __init__(
+        self,
+        settings: Settings | None = None,
+        *,
+        name: str = "",
+        advertise: Callable[[Card], Card] | None = None,
+    ) -> None:
         self.settings = Settings.from_environment() if settings is None else settings
         self.native = _engine.Engine(self.settings.for_engine())
         try:
-            self._control = ControlPlane(self.native, self.settings, name=name)
+            self._control = ControlPlane(self.native, self.settings, name=name, advertise=advertise)
         except BaseException:
             self.native.close()
             raise

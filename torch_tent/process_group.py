@@ -12,7 +12,6 @@ import secrets
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import timedelta
-from types import ModuleType
 from typing import Any
 
 import torch
@@ -101,13 +100,13 @@ def _meet(engine: Engine, options: Any) -> tuple[int, list[int]]:
     context = secrets.randbits(64 - 2) * _CONTEXTS_PER_GROUP
     if size == 1:
         return context, [_NO_PEER]
-    store: dist.Store = options.store
+    store: Any = options.store  # torch's types know neither bytes nor has_extended_api
     # A store may outlive a group, and meet it again under the same name: every `size` joiners are
     # one round, with keys of its own.
     round_ = (store.add(_JOINED, 1) - 1) // size
     keys = [f"tent/{round_}/{member}" for member in range(size)]
     record = context.to_bytes(_CONTEXT_BYTES) + engine.card.encode()
-    store.set(keys[rank], record)  # type: ignore[arg-type]  # It takes bytes, too.
+    store.set(keys[rank], record)
     records = _wait_for(store, keys, options)
     ids = [
         _NO_PEER if member == rank else engine.meet(Card.decode(record[_CONTEXT_BYTES:]))
@@ -116,7 +115,7 @@ def _meet(engine: Engine, options: Any) -> tuple[int, list[int]]:
     return int.from_bytes(records[0][:_CONTEXT_BYTES]), ids
 
 
-def _wait_for(store: dist.Store, keys: Sequence[str], options: Any) -> list[bytes]:
+def _wait_for(store: Any, keys: Sequence[str], options: Any) -> list[bytes]:
     """The values of all keys, one per rank. Raises DistStoreError naming who did not come."""
     try:
         store.wait(list(keys), options.timeout)
@@ -135,7 +134,7 @@ def _wait_for(store: dist.Store, keys: Sequence[str], options: Any) -> list[byte
 
 
 @functools.cache
-def _native_module() -> ModuleType:
+def _native_module() -> Any:
     """torch_tent._c10d, which fits one minor version of torch only."""
     advice = (
         f"torch_tent was not built for the installed PyTorch {torch.__version__}: build it again "

@@ -55,7 +55,7 @@ class Probe:
             memory.fill(self.source, salt)
 
     def check(self, salt: int) -> str:
-        """"" when the target holds this salt's pattern."""
+        """ "" when the target holds this salt's pattern."""
         return "" if self.target is None else memory.mismatch(self.target, salt)
 
     def pages(self) -> str:
@@ -131,7 +131,7 @@ def block_order(case: dict[str, Any]) -> Any:
 
 
 def check_blocks(case: dict[str, Any], target: Any, salt: int) -> str:
-    """"" where the target has the case's blocks; a process without a target has nothing to say."""
+    """ "" where the target has the case's blocks; a process without a target has nothing to say."""
     if target is None:
         return ""
     return memory.block_mismatch(target, case["block"], case["count"], salt)

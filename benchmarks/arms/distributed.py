@@ -23,8 +23,15 @@ class DistributedOps(Arm):
         """One round trip by dist.send and dist.recv; both sides end with rank 0's content."""
         memory = self.buffer(case)
         x = torch.from_numpy(memory)
-        return Steps(ping_pong(self.seat.rank, lambda: dist.send(x, 1 - self.seat.rank),
-                               lambda: dist.recv(x, 1 - self.seat.rank)), memory, memory)
+        return Steps(
+            ping_pong(
+                self.seat.rank,
+                lambda: dist.send(x, 1 - self.seat.rank),
+                lambda: dist.recv(x, 1 - self.seat.rank),
+            ),
+            memory,
+            memory,
+        )
 
     def offer_stream(self, case: dict[str, Any]) -> Probe:
         """dist.send on one side, dist.recv on the other."""

@@ -1,4 +1,4 @@
-"""Stage: benchmarks, in a player. Mooncake's transfer engine, over TCP, without a metadata server."""
+"""Stage: benchmarks, in a player. Mooncake's transfer engine, over TCP, peer to peer."""
 
 from __future__ import annotations
 
@@ -77,9 +77,9 @@ class MooncakeArm(Arm):
         move = self.engine.batch_transfer_sync_write
 
         def once() -> None:
-            froms = (source * block + here).tolist()
-            tos = (place * block + remote).tolist()
-            _good(move(peer, froms, tos, [block] * len(froms)))
+            starts = (source * block + here).tolist()
+            ends = (place * block + remote).tolist()
+            _good(move(peer, starts, ends, [block] * len(starts)))
 
         return BlockSteps(case, once, source=mine, passive=True, close=lambda: self._close(mine))
 

@@ -57,9 +57,7 @@ class NixlArm(Arm):
         sends = (operation == "WRITE") == (self.seat.rank == 0)
         source, target = (mine, None) if sends else (None, mine)
         if self.seat.rank > 0:
-            return Steps(
-                _nothing, source, target, True, self._serve, lambda: self._close(kept)
-            )
+            return Steps(_nothing, source, target, True, self._serve, lambda: self._close(kept))
         size = mine.nbytes
         local = self.agent.get_xfer_descs([(mine.ctypes.data, size, 0)], "DRAM")
         there = self.agent.get_xfer_descs([(remote, size, 0)], "DRAM")

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 import torch.distributed as dist
+
 import torch_tent as tent
 
 from .base import Arm, BlockSteps, Idle, Probe, Steps, Wakes, block_order

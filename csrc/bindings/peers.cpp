@@ -30,7 +30,7 @@ void add_link(Engine& engine, PeerId peer, LinkId link, const std::string& kind,
   LinkInfo info;
   info.kind = kind_named(kind, fds);
   info.rail = rail;
-  info.rate_hint = rate_hint * 1e-9;  // bytes per second -> per nanosecond
+  info.rate_hint = rate_hint;
   const py::gil_scoped_release release;
   engine.add_link(peer, info, {.link = link, .fds = fds, .dialed = dialed, .pid = pid});
 }

@@ -40,6 +40,7 @@ class LinkSet {
   // Links whose oldest frame stays overdue although the peer spoke on another link meanwhile.
   std::vector<LinkId> silent(TimeNs now);
   bool any_overdue(TimeNs now) const;
+  bool all_overdue(TimeNs now) const;  // also when there is none
   TimeNs next_due(TimeNs now) const;  // of those that are not overdue yet
 
  private:

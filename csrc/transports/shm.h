@@ -12,7 +12,8 @@ namespace tent {
 class ShmTransport final : public LocalTransport {
  public:
   // Throws std::system_error when the process has no descriptors left.
-  ShmTransport(int wait_set, Doorbell& doorbell) : LocalTransport(wait_set, doorbell) {}
+  ShmTransport(int wait_set, Doorbell& doorbell, std::uint64_t poll_bytes = kPollBytes)
+      : LocalTransport(wait_set, doorbell, poll_bytes) {}
 
   // Direct inside registered regions, else Staged: the sender bounces it through shared memory.
   Reach reach(LinkId link, const Pieces& memory) const override;

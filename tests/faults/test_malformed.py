@@ -33,8 +33,8 @@ class Victim:
         self.peer = self.engine.add_peer("attacker")
         self.memory = np.full(3 * SIZE, 0x5A, np.uint8)
         base = self.memory.ctypes.data
-        self.writable = self.engine.register([(base + SIZE, SIZE)], True, True, 0)
-        self.readable = self.engine.register([(base + SIZE, SIZE)], True, False, 0)
+        self.writable = self.engine.register([(base + SIZE, SIZE, 0)], True, True, 0)
+        self.readable = self.engine.register([(base + SIZE, SIZE, 0)], True, False, 0)
         self.attack = self.link(ATTACK)
         self.other = self.link(OTHER)
 

@@ -58,20 +58,21 @@ bool cut(const std::map<TransferId, Line>& lines, TransferId flow, std::uint64_t
   return length == 0;
 }
 
-std::unique_ptr<Transport> make_transport(const std::string& kind, int wait_set, Doorbell& bell) {
-  if (kind == "tcp") return std::make_unique<TcpTransport>(wait_set);
-  if (kind == "shm") return std::make_unique<ShmTransport>(wait_set, bell);
-  if (kind == "cma") return std::make_unique<CmaTransport>(wait_set, bell);
+std::unique_ptr<Transport> make_transport(const std::string& kind, std::uint64_t poll_bytes,
+                                          int wait_set, Doorbell& bell) {
+  if (kind == "tcp") return std::make_unique<TcpTransport>(wait_set, poll_bytes);
+  if (kind == "shm") return std::make_unique<ShmTransport>(wait_set, bell, poll_bytes);
+  if (kind == "cma") return std::make_unique<CmaTransport>(wait_set, bell, poll_bytes);
   throw std::invalid_argument("no such transport: " + kind);
 }
 
 // One end: an epoll set, a doorbell, a transport, and what its Receiver says and hears.
 class Side final : public Receiver {
  public:
-  explicit Side(const std::string& kind)
+  Side(const std::string& kind, std::uint64_t poll_bytes)
       : wait_set_(::epoll_create1(EPOLL_CLOEXEC)),
         bell_(wait_set_.get()),
-        transport_(make_transport(kind, wait_set_.get(), bell_)) {}
+        transport_(make_transport(kind, poll_bytes, wait_set_.get(), bell_)) {}
 
   // ---- the script ------------------------------------------------------------------------------
   void source_line(TransferId flow, const std::vector<std::pair<std::uint64_t, std::uint64_t>>& p) {
@@ -232,7 +233,8 @@ PYBIND11_MODULE(transport_contract, m) {
       .def_property_readonly("body", [](const Event& e) { return py::bytes(e.text); })
       .def("__getattr__", &attribute);
   py::class_<Side>(m, "Side")
-      .def(py::init<const std::string&>())
+      .def(py::init<const std::string&, std::uint64_t>(), py::arg("kind"),
+           py::arg("poll_bytes") = Transport::kPollBytes)
       .def("source_line", &Side::source_line)
       .def("landing_line", &Side::landing_line)
       .def("end_source", &Side::end_source)
