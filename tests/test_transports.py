@@ -168,10 +168,11 @@ def test_short_polls_come_to_the_same(kind: str, poll_bytes: int, seed: int) -> 
 # ---- bounds --------------------------------------------------------------------------------------
 
 
-def test_a_full_link_holds_back_and_one_poll_is_bounded(links: Links) -> None:
+@pytest.mark.parametrize("count", [1, 32])
+def test_a_full_link_holds_back_and_one_poll_is_bounded(links: Links, count: int) -> None:
     source, destination = one_flow(links, 32 * MIB)
-    for index in range(32):
-        post_slice(links.a, index + 1, index * MIB, MIB)
+    for index in range(count):
+        post_slice(links.a, index + 1, index * 32 * MIB // count, 32 * MIB // count)
     while links.a.poll():
         pass
     assert links.a.take_events() == []
@@ -181,8 +182,8 @@ def test_a_full_link_holds_back_and_one_poll_is_bounded(links: Links) -> None:
     landed = int(np.count_nonzero(destination))
     assert landed <= 2 * 2 * MIB
     assert links.b.landing_calls - calls < 100 + landed // 512
-    heard = links.drive(links.b, 64)
-    assert sum(event.what == "landed" for event in heard) == 32
+    heard = links.drive(links.b, 2 * count)
+    assert sum(event.what == "landed" for event in heard) == count
     assert np.array_equal(source, destination)
 
 

@@ -5,6 +5,7 @@ part is `(base, plane, piece_bytes, [(count, stride_bytes)], blocks)`; a link of
 `(link, kind, bytes_per_ns, base_latency_ns, in_flight_bytes, slice_bytes)`.
 """
 
+import builtins
 from collections.abc import Callable, Sequence
 from typing import TypedDict
 
@@ -62,19 +63,19 @@ class Message:
     meta: int
     is_inline: bool
     has_note: bool
-    text: bytes
-    payload: bytes
+    text: builtins.bytes
+    payload: builtins.bytes
     target: Target
-    def encode(self) -> bytes: ...
+    def encode(self) -> builtins.bytes: ...
 
 class Opening:
     kind: int
     bytes: int
     request: int
     has_note: bool
-    note: bytes
+    note: builtins.bytes
     target: Target
-    def encode(self) -> bytes: ...
+    def encode(self) -> builtins.bytes: ...
 
 def decode_message(body: bytes) -> Message | None: ...
 def decode_opening(body: bytes) -> Opening | None: ...

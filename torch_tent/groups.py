@@ -27,9 +27,14 @@ if TYPE_CHECKING:
 class Peers(Protocol):
     """The members of a group as peers of one engine; ranks are those of the group."""
 
-    context: int  # the same in all members, different for every group
-    rank: int
-    size: int
+    @property
+    def context(self) -> int:
+        """The same in all members, different for every group."""
+
+    @property
+    def rank(self) -> int: ...
+    @property
+    def size(self) -> int: ...
 
     def peer_of(self, rank: int) -> int:
         """The engine's peer id of a rank."""

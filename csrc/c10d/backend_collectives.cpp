@@ -1,7 +1,7 @@
 // Stage: c10d. torch's collectives as calls of the engine. The own part of a gathered or exchanged
 // buffer is copied here, on the caller's thread, so that the engine has nothing large to copy.
-#include <torch/csrc/distributed/c10d/Utils.hpp>
 #include <cstring>
+#include <torch/csrc/distributed/c10d/Utils.hpp>
 #include <utility>
 
 #include "c10d/backend.h"

@@ -41,7 +41,7 @@ class LinkSet {
   std::vector<LinkId> silent(TimeNs now);
   bool any_overdue(TimeNs now) const;
   bool all_overdue(TimeNs now) const;  // also when there is none
-  TimeNs next_due(TimeNs now) const;  // of those that are not overdue yet
+  TimeNs next_due(TimeNs now) const;   // of those that are not overdue yet
 
  private:
   bool spoke_elsewhere(const Link& link) const;

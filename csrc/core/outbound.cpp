@@ -77,8 +77,7 @@ std::vector<TransferId> OutboundFlows::from_segment(SegmentId segment,
   return flows;
 }
 
-RailKinds OutboundFlows::missing_rails(
-    const std::function<bool(const Outbound&)>& carried) const {
+RailKinds OutboundFlows::missing_rails(const std::function<bool(const Outbound&)>& carried) const {
   RailKinds missing = 0;
   for (const auto& [flow, outbound] : flows_) {
     if (outbound.ready && outbound.slicer.left() != 0 && !carried(outbound)) {

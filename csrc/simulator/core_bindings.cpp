@@ -36,7 +36,7 @@ Layout to_layout(const std::vector<PartTuple>& tuples) {
     part.plane = plane;
     part.piece_bytes = piece_bytes;
     for (const auto& [count, stride] : dims) part.dims.push_back({count, stride});
-    if (blocks) part.blocks = std::make_shared<const std::vector<std::int64_t>>(*blocks);
+    if (blocks) part.blocks = std::make_shared<const BlockList>(*blocks);
     parts.push_back(std::move(part));
   }
   return Layout(std::move(parts));
@@ -48,7 +48,7 @@ std::vector<PartTuple> from_layout(const Layout& layout) {
     std::vector<std::pair<std::uint64_t, std::int64_t>> dims;
     for (const Dim& dim : part.dims) dims.emplace_back(dim.count, dim.stride);
     std::optional<std::vector<std::int64_t>> blocks;
-    if (part.blocks) blocks = *part.blocks;
+    if (part.blocks) blocks.emplace(part.blocks->begin(), part.blocks->end());
     tuples.emplace_back(part.base, part.plane, part.piece_bytes, std::move(dims),
                         std::move(blocks));
   }

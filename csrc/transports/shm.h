@@ -1,7 +1,8 @@
 // Stage: transport. Shared memory: slices are described in a ring, the receiver maps the sender's
 // regions read-only and copies into the landing memory itself. No system call per slice.
 // Called by the thread that holds the engine lock; nothing blocks.
-// What always holds: only poll() copies, in bounded parts; a peer's region is never written to.
+// What always holds: only poll() copies to where slices land, in bounded parts; a peer's region is
+// never written to.
 #pragma once
 
 #include "transports/local_transport.h"

@@ -5,6 +5,7 @@ How fast it heals is measured in benchmarks; here the bound only tells healing f
 
 from __future__ import annotations
 
+import itertools
 import random
 import time
 from collections.abc import Callable
@@ -28,7 +29,7 @@ def longest_gap_s(rig: Rig, since_ns: int) -> float:
     """The longest time in which no byte passed any relay."""
     moments = sorted(t for rail in range(rig.rails) for t, _ in rig.relays.moved(rail))
     moments = [since_ns, *(t for t in moments if t > since_ns)]
-    return max(b - a for a, b in zip(moments, moments[1:], strict=False)) / 1e9
+    return max(b - a for a, b in itertools.pairwise(moments)) / 1e9
 
 
 def wait_for(done: Callable[[], bool], what: str, limit_s: float = 20) -> None:

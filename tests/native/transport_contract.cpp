@@ -128,6 +128,7 @@ class Side final : public Receiver {
   std::vector<Event> take_events() { return std::exchange(events_, {}); }
   std::size_t events() const { return events_.size(); }
   std::uint64_t landing_calls() const { return landing_calls_; }
+  std::uint64_t last_landing() const { return last_landing_; }  // the offset that it asked for
 
   // ---- Receiver --------------------------------------------------------------------------------
   bool frame(LinkId link, const FrameHeader& header, std::span<const std::uint8_t> body) override {
@@ -145,6 +146,7 @@ class Side final : public Receiver {
   bool landing(LinkId link, TransferId flow, std::uint64_t offset, std::uint64_t length,
                Pieces& out) override {
     ++landing_calls_;
+    last_landing_ = offset;
     const bool known = cut(landings_, flow, offset, length, out);
     answer("landing", link);
     return known;
@@ -184,7 +186,7 @@ class Side final : public Receiver {
   std::vector<Event> events_;
   std::string close_in_, refuse_;
   int close_count_ = 0, replies_ = 0;
-  std::uint64_t landing_calls_ = 0;
+  std::uint64_t landing_calls_ = 0, last_landing_ = 0;
   LinkId reply_link_ = 0;
   Frame reply_;
   std::unique_ptr<Transport> transport_;
@@ -252,7 +254,8 @@ PYBIND11_MODULE(transport_contract, m) {
       .def("hang_up", &Side::hang_up)
       .def("take_events", &Side::take_events)
       .def_property_readonly("events", &Side::events)
-      .def_property_readonly("landing_calls", &Side::landing_calls);
+      .def_property_readonly("landing_calls", &Side::landing_calls)
+      .def_property_readonly("last_landing", &Side::last_landing);
   m.def("drive", &drive);
   m.def("settle", &settle);
   m.def("probe_cma", &probe_cma);
