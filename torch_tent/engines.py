@@ -16,7 +16,7 @@ import torch
 import torch.distributed as dist
 from torch.distributed.distributed_c10d import _world
 
-from . import _engine, forks, groups, kv, memory, options, segment, tensors
+from . import _engine, forks, groups, kv, memory, options, segment, telemetry, tensors
 from .errors import TentError, TransferError
 from .kv import KVCache, RemoteCache
 from .rendezvous import ControlPlane
@@ -55,6 +55,7 @@ class Engine:
         self.native = _engine.Engine(self.settings.for_engine())
         try:
             self._control = ControlPlane(self.native, self.settings, name=name, advertise=advertise)
+            self._eyes = telemetry.Eyes(self.native, self._control, self.settings)
         except BaseException:
             self.native.close()
             raise
@@ -66,7 +67,9 @@ class Engine:
         self._closed = False
         self._groups: weakref.WeakKeyDictionary[Any, groups.Group] = weakref.WeakKeyDictionary()
         self._latest: tuple[Any, groups.Group | None] = (_nothing, None)
-        self._closer = weakref.finalize(self, _close, self._control, self.native, self.flights)
+        # In this order: the control plane waits for the data plane's events.
+        owned = (self._eyes, self.native, self._control)
+        self._closer = weakref.finalize(self, _close, self.flights, *owned)
         forks.watch(self)
 
     # ---- two-sided: both ends name the other -------------------------------------------------
@@ -284,7 +287,7 @@ class Engine:
 
     def stats(self) -> dict[str, Any]:
         """See `torch_tent.stats`."""
-        return self.native.stats()
+        return self._eyes.look()
 
     @property
     def closed(self) -> bool:
@@ -356,9 +359,9 @@ def _tell(flights: weakref.ref[Flights]) -> Callable[[list[int]], None]:
     return tell
 
 
-def _close(control: ControlPlane, native: _engine.Engine, flights: Flights) -> None:
-    native.close()  # First: the control plane waits for its events.
-    control.close()
+def _close(flights: Flights, *owned: Any) -> None:
+    for each in owned:
+        each.close()
     flights.settle()
 
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 import asyncio
 import atexit
 import contextlib
+import itertools
 import logging
 import os
 import socket
@@ -33,6 +34,7 @@ EVENTS_WAIT_S = 0.25
 JOIN_S = 5.0
 
 log = logging.getLogger("torch_tent")
+_numbers = itertools.count(1)  # of the engines of this process, to tell their names apart
 _living: weakref.WeakSet[ControlPlane] = weakref.WeakSet()
 
 
@@ -151,7 +153,8 @@ class ControlPlane:
     def close(self) -> None:
         """Stops listening and dialing; links that the engine has stay its own. Idempotent.
 
-        Returns at once when the engine was closed before, else within EVENTS_WAIT_S.
+        Returns at once when the engine was closed before (which stops the threads by itself), else
+        within EVENTS_WAIT_S.
         """
         if os.getpid() != self._pid or self._closing.is_set():
             return
@@ -191,8 +194,10 @@ class ControlPlane:
         while not self._closing.is_set():
             try:
                 events = self._engine.next_events(EVENTS_WAIT_S)
-            except RuntimeError:
-                return  # The engine is closed.
+            except RuntimeError:  # The engine is closed: there is nothing to connect any more.
+                with contextlib.suppress(RuntimeError):
+                    self._loop.call_soon_threadsafe(self._stop.set)
+                return
             if events:
                 with contextlib.suppress(RuntimeError):  # The loop has just ended.
                     self._loop.call_soon_threadsafe(self._switchboard.heard, events)
@@ -221,7 +226,9 @@ def _make_card(engine: EngineLinks, settings: Settings, name: str, addresses: li
     incarnation = os.urandom(INCARNATION_BYTES)
     local = any(kind in settings.transports for kind in LOCAL_KINDS)
     probe_address, probe_value = engine.probe_word()
-    shown = (name or f"{socket.gethostname()}:{os.getpid()}").encode()[:NAME_BYTES_MAX]
+    number = next(_numbers)
+    process = f"{socket.gethostname()}:{os.getpid()}" + (f".{number}" if number > 1 else "")
+    shown = (name or process).encode()[:NAME_BYTES_MAX]
     return Card(
         incarnation=incarnation,
         host=topology.this_host(),
