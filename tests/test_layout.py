@@ -67,7 +67,9 @@ def test_the_extent_is_the_lowest_and_the_highest_byte(part: Part):
 huge = st.integers(2**60, 2**64 - 1)
 
 
-@given(st.integers(0, 2**64 - 1), huge, st.lists(st.tuples(huge, st.just(1)), min_size=1, max_size=3))
+@given(
+    st.integers(0, 2**64 - 1), huge, st.lists(st.tuples(huge, st.just(1)), min_size=1, max_size=3)
+)
 def test_what_does_not_fit_in_63_bits_has_no_extent(base: int, piece: int, dims: list) -> None:
     assert Layout([(base, 0, piece, dims, None)]).extents() == [None]
 
@@ -79,6 +81,13 @@ def test_strides_that_overflow_have_no_extent() -> None:
     assert Layout([(0, 0, 1, [(4, -far)], None)]).extents() == [None]
     assert Layout([(0, 0, 8, [(1, far)], [2**40])]).extents() == [None]
     assert Layout([(0, 0, 8, [(1, 2**10)], [2**40])]).extents() == [(2**50, 2**50 + 8)]
+
+
+def test_empty_parts_between_others_are_stepped_over() -> None:
+    whole = (BASE, 0, 4, [], None)
+    for empty in ((BASE, 0, 0, [(2, 1)], None), (BASE, 0, 4, [(0, 1)], None)):
+        layout = Layout([empty, whole, empty, (BASE + 8, 0, 4, [(1, 0)], None), empty])
+        assert layout.pieces(0, 8) == [(BASE, 4), (BASE + 8, 4)]
 
 
 def test_a_million_blocks_stay_compact() -> None:

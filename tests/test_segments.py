@@ -89,7 +89,8 @@ def test_blocks_of_a_live_ticket_are_reached(blocks: list[int], write: bool) -> 
     segments = Segments()
     segment = segments.add(PLANES, True, True, BLOCKS, KEY)
     parts = [
-        (0, plane, BLOCK_BYTES, [(len(blocks), BLOCK_BYTES)], blocks) for plane in range(len(PLANES))
+        (0, plane, BLOCK_BYTES, [(len(blocks), BLOCK_BYTES)], blocks)
+        for plane in range(len(PLANES))
     ]
     code, why, layout = segments.resolve(Target(segment, KEY, 0, parts), write)
     assert (code, why) == (OK, "")

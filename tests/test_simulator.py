@@ -1,6 +1,6 @@
 """The fault simulator: many schedules keep every promise, reach the hard cases, and bite.
 
-TENT_SCHEDULES sets how many are run (default 100,000). The seeds are new ones in every run; a failure
+TENT_SCHEDULES sets how many are run (default 100,000). The seeds are new in every run; a failure
 names the one command that replays it.
 """
 
@@ -36,8 +36,10 @@ def test_no_schedule_breaks_a_promise_and_all_hard_cases_occur(seed: int) -> Non
     )
     assert run.stdout, run.stderr
     result = json.loads(run.stdout)
-    replay = [f"seed {s}: {why}\n  {' '.join(command('--seed', s, '--log')[1:])}"
-              for s, why in result["failures"]]
+    replay = [
+        f"seed {s}: {why}\n  {' '.join(command('--seed', s, '--log')[1:])}"
+        for s, why in result["failures"]
+    ]
     assert not replay, "\n".join(replay)
     assert run.returncode == 0, run.stderr
     assert result["schedules"] == SCHEDULES

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
@@ -43,13 +45,13 @@ class Slicing(RuleBasedStateMachine):
     @invariant()
     def every_byte_is_in_one_place(self) -> None:
         spans = sorted(self.out + self.landed)
-        assert all(a + n <= b for (a, n), (b, _) in zip(spans, spans[1:], strict=False))
+        assert all(a + n <= b for (a, n), (b, _) in itertools.pairwise(spans))
         assert sum(length for _, length in spans) + self.slicer.left == self.bytes
 
     @invariant()
     def a_slice_keeps_its_bounds(self) -> None:
         spans = sorted(self.cut)
-        assert all(a + n <= b for (a, n), (b, _) in zip(spans, spans[1:], strict=False))
+        assert all(a + n <= b for (a, n), (b, _) in itertools.pairwise(spans))
 
     def teardown(self) -> None:
         while self.slicer.left:

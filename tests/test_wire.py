@@ -70,9 +70,19 @@ def openings(draw: st.DrawFn) -> Opening:
     return opening
 
 
-MESSAGE_FIELDS = (
-    "kind code id context tag bytes meta is_inline has_note text payload".split()
-)
+MESSAGE_FIELDS = [
+    "kind",
+    "code",
+    "id",
+    "context",
+    "tag",
+    "bytes",
+    "meta",
+    "is_inline",
+    "has_note",
+    "text",
+    "payload",
+]
 
 
 def fields(message: Message) -> tuple:

@@ -1,7 +1,7 @@
 // Stage: c10d. torch's collectives as calls of the engine. The own part of a gathered or exchanged
 // buffer is copied here, on the caller's thread, so that the engine has nothing large to copy.
-#include <torch/csrc/distributed/c10d/Utils.hpp>
 #include <cstring>
+#include <torch/csrc/distributed/c10d/Utils.hpp>
 #include <utility>
 
 #include "c10d/backend.h"
@@ -81,6 +81,7 @@ void TentBackend::start_all_reduce(Pending& pending, at::Tensor& tensor, const :
 
 TentBackend::WorkRef TentBackend::allreduce(Tensors& tensors,
                                             const ::c10d::AllreduceOptions& opts) {
+  if (tensors.size() == 1 && tensors[0].is_sparse()) return allreduce_sparse(tensors, opts);
   check_single(complain_as("allreduce"), tensors);
   const auto pending = begin();
   start_all_reduce(*pending, tensors[0], opts.reduceOp, opts.timeout);

@@ -117,6 +117,7 @@ void Layout::pieces(std::uint64_t offset, std::uint64_t length, Pieces& out) con
   for (; length > 0 && p < parts_.size(); ++p) {
     const Part& part = parts_[p];
     const std::uint64_t begin = p == 0 ? 0 : ends_[p - 1];
+    if (begin == ends_[p]) continue;  // an empty part; it has no piece to divide by
     std::uint64_t in_part = offset - begin;
     if (part.dims.empty()) {
       const std::uint64_t take = std::min(length, part.piece_bytes - in_part);

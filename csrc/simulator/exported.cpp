@@ -29,7 +29,8 @@ Layout Exported::offsets(const std::vector<std::uint32_t>& taken, std::uint64_t 
                          Random& random) const {
   std::vector<Part> parts;
   if (cache) {
-    auto blocks = std::make_shared<const BlockList>(std::vector<std::int64_t>(taken.begin(), taken.end()));
+    auto blocks =
+        std::make_shared<const BlockList>(std::vector<std::int64_t>(taken.begin(), taken.end()));
     for (std::uint32_t plane = 0; plane < planes.size(); ++plane) {
       Part part;
       part.plane = plane;

@@ -5,6 +5,7 @@ How fast it heals is measured in benchmarks; here the bound only tells healing f
 
 from __future__ import annotations
 
+import itertools
 import random
 import time
 from collections.abc import Callable
@@ -28,7 +29,7 @@ def longest_gap_s(rig: Rig, since_ns: int) -> float:
     """The longest time in which no byte passed any relay."""
     moments = sorted(t for rail in range(rig.rails) for t, _ in rig.relays.moved(rail))
     moments = [since_ns, *(t for t in moments if t > since_ns)]
-    return max(b - a for a, b in zip(moments, moments[1:], strict=False)) / 1e9
+    return max(b - a for a, b in itertools.pairwise(moments)) / 1e9
 
 
 def wait_for(done: Callable[[], bool], what: str, limit_s: float = 20) -> None:
@@ -48,7 +49,7 @@ def test_a_rail_that_fails_in_the_middle_of_a_write_is_not_noticed(fault: str) -
     with Rig() as rig:
         source, landing = pattern(SIZE, 1), torch.zeros(SIZE, dtype=torch.uint8)
         with rig.far.register(landing, access="write") as segment:
-            remote = rig.near.open(rig.ticket(segment.ticket()))
+            remote = rig.near.open(segment.ticket())
             rig.warm()
             before, began = moved(rig), time.monotonic_ns()
             transfer = rig.near.write(source, remote)
@@ -66,7 +67,7 @@ def test_a_rail_that_fails_in_the_middle_of_a_read_is_not_noticed(fault: str) ->
     with Rig() as rig:
         source, landing = pattern(SIZE, 1), torch.zeros(SIZE, dtype=torch.uint8)
         with rig.far.register(source, access="read") as segment:
-            remote = rig.near.open(rig.ticket(segment.ticket()))
+            remote = rig.near.open(segment.ticket())
             rig.warm()
             transfer = rig.near.read(remote, landing)
             wait_for(lambda: bool(landing[: SIZE // 8].any()), "the first bytes")
@@ -80,7 +81,7 @@ def test_every_rail_but_one_fails_and_heals() -> None:
     with Rig() as rig:
         source, landing = pattern(SIZE, 2), torch.zeros(SIZE, dtype=torch.uint8)
         with rig.far.register(landing, access="read-write") as segment:
-            remote = rig.near.open(rig.ticket(segment.ticket()))
+            remote = rig.near.open(segment.ticket())
             rig.warm()
             for rail in (0, 2):
                 rig.relays.cut(rail)
@@ -105,7 +106,7 @@ def test_a_cut_of_all_rails_that_heals_is_survived() -> None:
     with Rig(rails=2, peer_timeout_s=20.0) as rig:
         source, landing = pattern(SIZE // 2, 3), torch.zeros(SIZE // 2, dtype=torch.uint8)
         with rig.far.register(landing, access="read-write") as segment:
-            remote = rig.near.open(rig.ticket(segment.ticket()))
+            remote = rig.near.open(segment.ticket())
             rig.warm()
             transfer = rig.near.write(source, remote)
             for rail in range(rig.rails):
@@ -123,7 +124,7 @@ def test_random_schedules_of_faults(seed: int) -> None:
         size = 6 * MIB
         landing = torch.zeros(size, dtype=torch.uint8)
         with rig.far.register(landing, access="read-write") as segment:
-            remote = rig.near.open(rig.ticket(segment.ticket()))
+            remote = rig.near.open(segment.ticket())
             rig.warm()
             broken: set[int] = set()
             for round_ in range(20):
