@@ -7,6 +7,7 @@ TORCH ?= torch==2.13.0
 WORKERS ?= 2
 PYTEST_ARGS ?=
 DEMO_ARGS ?=
+BENCH_ARGS ?=
 
 PY := .venv/bin/python
 READY := .venv/.ready
@@ -40,7 +41,7 @@ conformance: build
 	$(PY) -m tests.conformance.table build/tent.json build/gloo.json
 
 bench: build
-	$(PY) -m torch_tent bench
+	$(PY) benchmarks/run.py --quick $(BENCH_ARGS)
 
 clean:
 	rm -rf .venv build dist demo-out *.egg-info torch_tent/*.so

@@ -203,7 +203,8 @@ def test_a_segment_stays_open_as_long_as_its_memory_lives(pair: Pair) -> None:
     memory, array = torch.full((3,), 4.0), np.full(3, 5.0)
     remotes: list[Any] = [pair.a.open(pair.b.register(x).ticket()) for x in (memory[:2], array)]
     gc.collect()
-    assert [pair.a.read(r).wait(WAIT_S).tolist() for r in remotes] == [[4, 4], [5, 5, 5]]  # type: ignore[union-attr]
+    found: list[Any] = [pair.a.read(remote).wait(WAIT_S) for remote in remotes]
+    assert [x.tolist() for x in found] == [[4, 4], [5, 5, 5]]
     kept = memory[2:]
     del memory, array
     gc.collect()

@@ -22,7 +22,9 @@ from tests.transport_links import (
     MIB,
     OPEN,
     PING,
+    SLICE,
     Links,
+    address,
     header,
     link_descriptors,
     one_flow,
@@ -71,15 +73,27 @@ def test_a_source_that_ended_before_its_slice_left_is_not_read(links: Links) -> 
     _, destination = one_flow(links, 48 * MIB)
     for index in range(12):
         post_slice(links.a, index + 1, 4 * index * MIB, 4 * MIB)
-    post_control(links.a, 13, bytes(2 * MIB))  # keeps the next slice from leaving, on any link
+    post_control(links.a, 13, bytes(2 * MIB))  # keeps the next slices from leaving, on any link
     post_slice(links.a, 14, 0, MIB)
+    post_slice(links.a, 15, MIB, MIB)
+    other = np.frombuffer(b"still there", np.uint8).copy()
+    landing = np.zeros_like(other)
+    links.a.source_line(FLOW + 1, [(address(other), other.nbytes)])
+    links.b.landing_line(FLOW + 1, [(address(landing), landing.nbytes)])
+    post_slice(links.a, 16, 0, other.nbytes, FLOW + 1)
     links.a.end_source(FLOW, 0)
     links.b.end_landing(FLOW, 0)
     before = destination.copy()
     heard = links.heard(links.b)
-    assert (heard[-1].what, heard[-1].kind, heard[-1].sequence) == ("frame", PING, 14)
-    assert [e.sequence for e in heard if e.what in ("frame", "landed")] == list(range(1, 15))
+    assert [(e.what, e.kind, e.sequence) for e in heard[-4:]] == [
+        ("frame", PING, 14),
+        ("frame", PING, 15),
+        ("slice", SLICE, 16),
+        ("landed", SLICE, 16),
+    ]
+    assert [e.sequence for e in heard if e.what in ("frame", "landed")] == list(range(1, 17))
     assert np.array_equal(destination, before)
+    assert np.array_equal(landing, other)
 
 
 def started_slice(links: Links) -> tuple[Any, Any]:
@@ -123,6 +137,8 @@ def test_close_inside_a_call_is_the_end(links: Links, call: str) -> None:
     assert np.array_equal(destination, before)
     heard = links.b.take_events()
     assert [event for event in heard if event.what == "down"] == []  # who closes is not told
+    if call == "landing":  # not even what this very call allowed
+        assert not destination[links.b.last_landing :].any()
     limit = {"landing": 2, "slice": 5, "landed": 6, "frame": 4}[call]
     assert len(heard) == limit
     assert [event.what for event in links.a.take_events()] == ["down"]

@@ -8,10 +8,11 @@ import contextlib
 import ctypes
 import os
 import random
+import select
 import signal
 import socket
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -114,14 +115,14 @@ def sending_child(rank: int, nprocs: int, kind: str, name: Any, slices: int, for
     source[:] = 1
     side.source_line(FLOW, [(address(source), BYTES)])
     dial(side, kind, name)
-    side.reply(LINK, header(CONTROL, 1, body_bytes=4), b"back", 1)
-    post_control(side, 1, b"here")
-    for index in range(slices):
-        post_slice(side, index + 2, (index % 6) * BYTES // 6, BYTES // 6)
     if forks and os.fork() == 0:
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, 0)
         time.sleep(1.0)  # holds copies of all descriptors for so long
         os._exit(0)
+    side.reply(LINK, header(CONTROL, 1, body_bytes=4), b"back", 1)
+    post_control(side, 1, b"here")
+    for index in range(slices):
+        post_slice(side, index + 2, (index % 6) * BYTES // 6, BYTES // 6)
     while True:
         side.poll()
 
@@ -138,25 +139,28 @@ class Victim:
             name = name if isinstance(name, str) else name[:2]
             self.children = Processes(sending_child, 1, kind, name, slices, forks)
             accept(self.side, kind, listener)
+        self.process = os.pidfd_open(self.children.pid(0))
         assert contract().drive([self.side], 1, 20)
         self.side.take_events()
 
-    def kill(self) -> float:
-        """Returns when."""
+    def kill(self) -> None:
         self.children.send_signal(0, signal.SIGKILL)
-        return time.monotonic()
 
-    def down(self) -> Any:
-        """Polls until the link is down."""
+    def down(self) -> tuple[Any, float]:
+        """Polls until the link is down: (event, how many seconds after the process had ended)."""
+        ended = None
         while True:
             self.side.poll()
-            for event in self.side.take_events():
-                if event.what == "down":
-                    return event
+            heard = [event for event in self.side.take_events() if event.what == "down"]
+            if heard:
+                return heard[0], 0.0 if ended is None else time.monotonic() - ended
+            if ended is None and select.select([self.process], [], [], 0)[0]:
+                ended = time.monotonic()
 
     def close(self) -> None:
         self.children.close()
         self.side.hang_up()
+        os.close(self.process)
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -189,55 +193,59 @@ def kind(request: pytest.FixtureRequest) -> str:
     return str(request.param)
 
 
-def check_death(kind: str, event: Any, seconds: float) -> None:
-    assert seconds < NOTICED_S
-    if kind in LOCAL:
-        assert "ended" in event.text
-        assert event.code == 2  # PeerLost: it is known, not guessed
+def noticed(kind: str, folder: Path, die: Callable[[Victim], None], **how: Any) -> None:
+    """`die` kills a victim in its phase; the link must be down soon after, and say so.
+
+    Another process may hold the processors for longer than that: one of three times counts.
+    """
+    seconds = []
+    for attempt in range(3):
+        (folder / str(attempt)).mkdir()
+        victim = Victim(kind, folder / str(attempt), **how)
+        die(victim)
+        event, late = victim.down()
+        before = victim.destination.copy()
+        contract().settle([victim.side])
+        victim.close()
+        assert np.array_equal(victim.destination, before)
+        assert victim.side.take_events() == []
+        if kind in LOCAL:
+            assert "ended" in event.text
+            assert event.code == 2  # PeerLost: it is known, not guessed
+        if late < NOTICED_S:
+            return
+        seconds.append(late)
+    pytest.fail(f"noticed only after {seconds} s")
 
 
 def test_the_death_of_an_idle_peer_is_noticed(kind: str, tmp_path: Path) -> None:
-    victim = Victim(kind, tmp_path, 0)
-    killed = victim.kill()
-    event = victim.down()
-    check_death(kind, event, time.monotonic() - killed)
-    victim.close()
+    noticed(kind, tmp_path, Victim.kill, slices=0)
 
 
 def test_the_death_of_a_peer_wakes_a_sleeper(kind: str, tmp_path: Path) -> None:
-    victim = Victim(kind, tmp_path, 0)
-    while victim.side.sleep(5) != 2:
-        victim.side.poll()
-    killed = victim.kill()
-    assert victim.side.sleep(5000) == 1
-    event = victim.down()
-    check_death(kind, event, time.monotonic() - killed)
-    victim.close()
+    def die(victim: Victim) -> None:
+        while victim.side.sleep(5) != 2:
+            victim.side.poll()
+        victim.kill()
+        assert victim.side.sleep(5000) != 2
+
+    noticed(kind, tmp_path, die, slices=0)
 
 
 def test_death_in_the_middle_of_a_payload(kind: str, tmp_path: Path) -> None:
-    victim = Victim(kind, tmp_path, 2000)
-    calls = victim.side.landing_calls
-    while victim.side.landing_calls < calls + 20:
-        victim.side.poll()
-    killed = victim.kill()
-    event = victim.down()
-    check_death(kind, event, time.monotonic() - killed)
-    before = victim.destination.copy()
-    contract().settle([victim.side])
-    assert np.array_equal(victim.destination, before)
-    assert victim.side.take_events() == []
-    victim.close()
+    def die(victim: Victim) -> None:
+        calls = victim.side.landing_calls
+        while victim.side.landing_calls < calls + 20:
+            victim.side.poll()
+        victim.kill()
+
+    noticed(kind, tmp_path, die, slices=2000)
 
 
 @pytest.mark.parametrize("kind", LOCAL)
 def test_death_is_noticed_though_a_child_holds_the_socket(kind: str, tmp_path: Path) -> None:
-    victim = Victim(kind, tmp_path, 0, forks=True)
-    killed = victim.kill()
-    event = victim.down()
-    check_death(kind, event, time.monotonic() - killed)
-    victim.close()
-    time.sleep(max(0.0, killed + 1.2 - time.monotonic()))  # the grandchild ends by itself
+    noticed(kind, tmp_path, Victim.kill, slices=0, forks=True)
+    time.sleep(1.2)  # the grandchild ends by itself
 
 
 def test_a_stopped_peer_is_no_fault(kind: str, tmp_path: Path) -> None:
@@ -339,4 +347,4 @@ def test_a_slow_reader_holds_little_in_the_kernel(raw: tuple[Any, socket.socket]
         while chunk := peer.recv(1 << 20):
             payload += chunk.count(b"\x01")
             contract().settle([side])
-    assert 0 < payload < 16 * MIB
+    assert 0 < payload < 2 * MIB

@@ -144,13 +144,35 @@ def test_a_receiver_may_post_while_it_is_called(links: Links) -> None:
     assert {event.body for event in heard} == {b"pong"}
 
 
+@pytest.mark.parametrize("poll_bytes", [64, 1000, 4096])
+@pytest.mark.parametrize("kind", KINDS)
+def test_short_polls_come_to_the_same(kind: str, poll_bytes: int, seed: int) -> None:
+    """Wherever a bound interrupts the work, it goes on, though no byte comes to remind of it."""
+    rng = random.Random(seed)
+    with Links(kind, poll_bytes) as links:
+        source, destination = one_flow(links, 60_000)
+        expected, at = [], 0
+        for sequence in range(1, 60):
+            if rng.random() < 0.5:
+                post_control(links.a, sequence, rng.randbytes(rng.choice([1, 50, 1000, 5000])))
+                expected.append(("frame", sequence))
+                continue
+            count = rng.choice([1, 50, 1000])
+            post_slice(links.a, sequence, at, count)
+            at += count
+            expected += [("slice", sequence), ("landed", sequence)]
+        assert summary(links.drive(links.b, len(expected))) == expected
+        assert np.array_equal(source[:at], destination[:at])
+
+
 # ---- bounds --------------------------------------------------------------------------------------
 
 
-def test_a_full_link_holds_back_and_one_poll_is_bounded(links: Links) -> None:
+@pytest.mark.parametrize("count", [1, 32])
+def test_a_full_link_holds_back_and_one_poll_is_bounded(links: Links, count: int) -> None:
     source, destination = one_flow(links, 32 * MIB)
-    for index in range(32):
-        post_slice(links.a, index + 1, index * MIB, MIB)
+    for index in range(count):
+        post_slice(links.a, index + 1, index * 32 * MIB // count, 32 * MIB // count)
     while links.a.poll():
         pass
     assert links.a.take_events() == []
@@ -158,10 +180,10 @@ def test_a_full_link_holds_back_and_one_poll_is_bounded(links: Links) -> None:
     links.b.poll()
     links.b.poll()
     landed = int(np.count_nonzero(destination))
-    assert landed <= 2 * MIB
+    assert landed <= 2 * 2 * MIB
     assert links.b.landing_calls - calls < 100 + landed // 512
-    heard = links.drive(links.b, 64)
-    assert sum(event.what == "landed" for event in heard) == 32
+    heard = links.drive(links.b, 2 * count)
+    assert sum(event.what == "landed" for event in heard) == count
     assert np.array_equal(source, destination)
 
 

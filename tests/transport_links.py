@@ -124,10 +124,10 @@ def scattered(array: Bytes, nbytes: int, rng: random.Random, pieces_max: int = 4
 class Links:
     """Two sides, `a` and `b`, with a link of number LINK between them; `a` dialed."""
 
-    def __init__(self, kind: str) -> None:
+    def __init__(self, kind: str, poll_bytes: int = MIB) -> None:
         self.kind = kind
-        self.a: Any = contract().Side(transport_name(kind))
-        self.b: Any = contract().Side(transport_name(kind))
+        self.a: Any = contract().Side(transport_name(kind), poll_bytes)
+        self.b: Any = contract().Side(transport_name(kind), poll_bytes)
         self.regions = 0
         self.kept: list[Bytes] = []  # memory that the sides may touch
         self.connect(LINK)

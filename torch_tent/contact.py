@@ -45,7 +45,7 @@ class RailState:
     reason: str = ""
     wanted: bool = False  # somebody has asked for it
     dialing: asyncio.Task[None] | None = None
-    trying: bool = False  # a try is under way, not only the pause before the next
+    trying_since: float | None = None  # a try is under way, not only the pause before the next
     settled: asyncio.Event = field(default_factory=asyncio.Event)  # set while it is up
 
     @property

@@ -20,6 +20,7 @@ from .site import KIND_BITS, LOCAL_KINDS, NewLink, Site
 
 DIALS_MAX = 64  # at a time, over all peers
 GLARE_WAIT_S = 0.25
+FRESH_S = 0.05
 IDLE_REDIAL_S = 60.0  # A peer that nobody has asked for is not called for ever.
 SAY_AGAIN_S = 60.0
 
@@ -80,7 +81,7 @@ class Switchboard:
         self._start(contact, state)
         if not contact.up:  # Rails that never worked are waited for patiently: not now.
             for other in contact.rails:
-                if other.wanted and not other.ever_up and not other.trying:
+                if other.wanted and not other.ever_up and other.trying_since is None:
                     self._stop_dialing(other)
                     other.backoff_s = 0.0
                     self._start(contact, other)
@@ -126,15 +127,15 @@ class Switchboard:
             await asyncio.sleep(state.pause_s() if state.backoff_s else 0)
             try:
                 async with self._dials:
-                    state.trying = True
+                    state.trying_since = time.monotonic()
                     link = await dial(self._site, contact, state)
                 self._connected(contact, state, link)
             except Stopped as stop:
-                state.trying = False
+                state.trying_since = None
                 if await self._tried(contact, state, stop):
                     return
             finally:
-                state.trying = False
+                state.trying_since = None
 
     async def _tried(self, contact: Contact, state: RailState, stop: Stopped) -> bool:
         """What a failed try means; true when there is no use in another."""
@@ -262,13 +263,16 @@ class Switchboard:
         mine, theirs = self._site.card.incarnation, hello.card.incarnation
         if state.arriving:
             return True
-        if state.trying and state.insist:
+        trying = state.trying_since is not None
+        if trying and state.insist:
             return not hello.insist or mine < theirs
         if hello.insist:
             return False
         if state.link:
             return state.link != hello.replaces
-        return state.trying and mine < theirs
+        # A try of ours that takes long may never come through, and theirs has.
+        fresh = trying and time.monotonic() - (state.trying_since or 0.0) < FRESH_S
+        return fresh and mine < theirs
 
     def arrived(self, hello: Hello, new: NewLink) -> None:
         """A dialer's link is complete."""

@@ -8,6 +8,7 @@ the tensors that it reads or fills; whoever takes it out of there completes the 
 from __future__ import annotations
 
 import asyncio
+import copy
 import logging
 from collections.abc import Callable, Generator, Iterable
 from typing import TYPE_CHECKING, Any, Protocol
@@ -237,7 +238,9 @@ class Transfer(torch.futures.Future["torch.Tensor | None"]):
             self.set_result(self._filled)
         else:
             self._filled = None
-            self.set_exception(self._error)  # type: ignore[arg-type]  # As torch does itself.
+            # A copy: what is raised refers to this transfer by its traceback, which would be a
+            # cycle through C++, where the garbage collector cannot see it.
+            self.set_exception(copy.copy(self._error))  # type: ignore[arg-type]
 
     def _still_running(self, timeout: float | None) -> errors.TransferTimeout:
         return errors.TransferTimeout(

@@ -10,11 +10,11 @@
 namespace tent::bindings {
 namespace {
 
-// Index lists as C++ has them. The parts of many layers share one: it is copied once here, and so it
-// is sent once, too.
+// Index lists as C++ has them. The parts of many layers share one: it is copied once here, and so
+// it is sent once, too.
 class IndexLists {
  public:
-  std::shared_ptr<const std::vector<std::int64_t>> of(const py::handle& given) {
+  std::shared_ptr<const BlockList> of(const py::handle& given) {
     if (given.is_none()) return nullptr;
     if (!given.is(last_)) {
       copied_ = copy(given);
@@ -24,19 +24,19 @@ class IndexLists {
   }
 
  private:
-  static std::shared_ptr<const std::vector<std::int64_t>> copy(const py::handle& given) {
+  static std::shared_ptr<const BlockList> copy(const py::handle& given) {
     using Indices = py::array_t<std::int64_t, py::array::c_style>;
     if (!py::isinstance<Indices>(given)) {
       throw py::type_error("block indices must be a contiguous NumPy array of int64");
     }
     const auto indices = py::reinterpret_borrow<Indices>(given);
     if (indices.ndim() != 1) throw py::value_error("block indices must have one dimension");
-    return std::make_shared<const std::vector<std::int64_t>>(indices.data(),
-                                                             indices.data() + indices.size());
+    return std::make_shared<const BlockList>(
+        std::vector<std::int64_t>(indices.data(), indices.data() + indices.size()));
   }
 
   py::object last_;
-  std::shared_ptr<const std::vector<std::int64_t>> copied_;
+  std::shared_ptr<const BlockList> copied_;
 };
 
 Part part_of(const py::handle& given, IndexLists& lists) {

@@ -30,7 +30,7 @@ void scatter(const Body& bytes, const Layout& destination) {
 
 std::vector<std::int64_t> sorted_blocks(const Layout& layout) {
   std::vector<std::int64_t> all;
-  const std::vector<std::int64_t>* last = nullptr;
+  const BlockList* last = nullptr;
   for (const Part& part : layout.parts()) {
     if (!part.blocks || part.blocks.get() == last) continue;
     last = part.blocks.get();

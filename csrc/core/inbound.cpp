@@ -23,6 +23,13 @@ void InboundFlows::forget(TransferId flow) {
   over_.add(flow, flow + 1);
 }
 
+bool InboundFlows::fits(TransferId flow, std::uint64_t offset, std::uint64_t length) const {
+  const auto found = flows_.find(flow);
+  if (found == flows_.end()) return over(flow);
+  const std::uint64_t bytes = found->second.destination.bytes();
+  return length <= bytes && offset <= bytes - length;
+}
+
 bool InboundFlows::landing(TransferId flow, std::uint64_t offset, std::uint64_t length,
                            Pieces& out) {
   Inbound* inbound = find(flow);

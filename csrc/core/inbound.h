@@ -37,6 +37,8 @@ class InboundFlows {
   Inbound& open(Inbound inbound);
   // The flow is over, however it ended: nothing of it lands after the return.
   void forget(TransferId flow);
+  // Whether such a slice may come: inside the flow, or of one that is over and will be dropped.
+  bool fits(TransferId flow, std::uint64_t offset, std::uint64_t length) const;
   // The memory of [offset, offset + length); false when it must not be written (any more).
   bool landing(TransferId flow, std::uint64_t offset, std::uint64_t length, Pieces& out);
   // A whole slice is in place: returns its flow when that is news, else null.

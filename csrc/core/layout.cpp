@@ -2,6 +2,7 @@
 #include "core/layout.h"
 
 #include <algorithm>
+#include <utility>
 
 namespace tent {
 
@@ -55,6 +56,13 @@ bool add_scaled(std::int64_t& sum, std::int64_t value, std::int64_t times) {
 
 }  // namespace
 
+BlockList::BlockList(std::vector<std::int64_t> blocks) : blocks_(std::move(blocks)) {
+  if (blocks_.empty()) return;
+  const auto [least, most] = std::minmax_element(blocks_.begin(), blocks_.end());
+  low_ = *least;
+  high_ = *most;
+}
+
 std::uint64_t Part::pieces() const {
   std::uint64_t n = 1;
   for (const Dim& dim : dims) {
@@ -77,9 +85,8 @@ bool Part::extent(std::int64_t& low, std::int64_t& high) const {
   for (std::size_t d = 0; d < dims.size(); ++d) {
     std::int64_t first = 0, last = std::int64_t(dims[d].count) - 1;
     if (d == 0 && blocks) {
-      const auto [least, most] = std::minmax_element(blocks->begin(), blocks->end());
-      first = *least;
-      last = *most;
+      first = blocks->low();
+      last = blocks->high();
     }
     if (dims[d].stride < 0) std::swap(first, last);
     if (!add_scaled(low, dims[d].stride, first) || !add_scaled(high, dims[d].stride, last)) {
@@ -110,6 +117,7 @@ void Layout::pieces(std::uint64_t offset, std::uint64_t length, Pieces& out) con
   for (; length > 0 && p < parts_.size(); ++p) {
     const Part& part = parts_[p];
     const std::uint64_t begin = p == 0 ? 0 : ends_[p - 1];
+    if (begin == ends_[p]) continue;  // an empty part; it has no piece to divide by
     std::uint64_t in_part = offset - begin;
     if (part.dims.empty()) {
       const std::uint64_t take = std::min(length, part.piece_bytes - in_part);

@@ -16,6 +16,23 @@ struct Dim {
   std::int64_t stride;  // bytes
 };
 
+// The numbers of a cache's blocks. The parts of many layers share one list, and each asks for the
+// bounds: they are looked for once. Immutable.
+class BlockList {
+ public:
+  explicit BlockList(std::vector<std::int64_t> blocks);
+  std::size_t size() const { return blocks_.size(); }
+  std::int64_t operator[](std::size_t i) const { return blocks_[i]; }
+  auto begin() const { return blocks_.begin(); }
+  auto end() const { return blocks_.end(); }
+  std::int64_t low() const { return low_; }  // 0 for an empty list, as is high()
+  std::int64_t high() const { return high_; }
+
+ private:
+  std::vector<std::int64_t> blocks_;
+  std::int64_t low_ = 0, high_ = 0;
+};
+
 // A strided grid of equal contiguous pieces. With `blocks`, the outermost dim walks an index list:
 // its i-th position lies at base + blocks[i] * dims[0].stride.
 struct Part {
@@ -23,7 +40,7 @@ struct Part {
   std::uint32_t plane = 0;
   std::uint64_t piece_bytes = 0;
   std::vector<Dim> dims;  // outermost first; empty: one piece
-  std::shared_ptr<const std::vector<std::int64_t>> blocks;
+  std::shared_ptr<const BlockList> blocks;
 
   std::uint64_t pieces() const;
   std::uint64_t bytes() const { return pieces() * piece_bytes; }

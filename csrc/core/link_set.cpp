@@ -89,6 +89,11 @@ bool LinkSet::any_overdue(TimeNs now) const {
                      [&](const auto& entry) { return entry.second->due() <= now; });
 }
 
+bool LinkSet::all_overdue(TimeNs now) const {
+  return std::all_of(links_.begin(), links_.end(),
+                     [&](const auto& entry) { return entry.second->due() <= now; });
+}
+
 TimeNs LinkSet::next_due(TimeNs now) const {
   TimeNs next = kNever;
   for (const auto& [id, link] : links_) {

@@ -40,7 +40,8 @@ class LinkSet {
   // Links whose oldest frame stays overdue although the peer spoke on another link meanwhile.
   std::vector<LinkId> silent(TimeNs now);
   bool any_overdue(TimeNs now) const;
-  TimeNs next_due(TimeNs now) const;  // of those that are not overdue yet
+  bool all_overdue(TimeNs now) const;  // also when there is none
+  TimeNs next_due(TimeNs now) const;   // of those that are not overdue yet
 
  private:
   bool spoke_elsewhere(const Link& link) const;

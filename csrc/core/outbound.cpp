@@ -77,10 +77,10 @@ std::vector<TransferId> OutboundFlows::from_segment(SegmentId segment,
   return flows;
 }
 
-RailKinds OutboundFlows::missing_rails(RailKinds up) const {
+RailKinds OutboundFlows::missing_rails(const std::function<bool(const Outbound&)>& carried) const {
   RailKinds missing = 0;
   for (const auto& [flow, outbound] : flows_) {
-    if (outbound.ready && outbound.slicer.left() != 0 && (outbound.view.rails & up) == 0) {
+    if (outbound.ready && outbound.slicer.left() != 0 && !carried(outbound)) {
       missing |= outbound.view.rails;
     }
   }

@@ -4,6 +4,7 @@
 #pragma once
 
 #include <cstdint>
+#include <functional>
 #include <memory>
 #include <unordered_map>
 #include <vector>
@@ -46,8 +47,8 @@ class OutboundFlows {
   Outbound* by_request(TransferId request);
   std::vector<TransferId> from_segment(SegmentId segment,
                                        const std::vector<std::int64_t>* blocks) const;
-  // Flows that wait to be sliced but whose allowed rails are all outside of `rails`.
-  RailKinds missing_rails(RailKinds up) const;
+  // The rails that are allowed to flows which wait to be sliced, but which no link can carry.
+  RailKinds missing_rails(const std::function<bool(const Outbound&)>& carried) const;
   template <class Each>
   void each(Each fn) {
     for (auto& [flow, outbound] : flows_) fn(outbound);

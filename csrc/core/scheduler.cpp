@@ -31,17 +31,21 @@ double drained_at(std::vector<std::pair<double, double>>& links, double bytes) {
 
 bool worth_taking(const LinkView& mine, std::span<const LinkView> links, std::uint64_t left) {
   const double take = double(std::min(left, mine.slice_bytes));
+  // Links cut different slices. Whoever is first with the smallest of them may always take one:
+  // were each compared over its own, all of them could wait for another.
+  std::uint64_t least = std::min(left, mine.slice_bytes);
+  for (const LinkView& other : links) least = std::min(least, other.slice_bytes);
   std::vector<std::pair<double, double>> others;
   double soonest = -1;  // a slice is not divided: no link finishes one before this
   for (const LinkView& other : links) {
     if (other.link == mine.link) continue;
-    const double start = free_at(other), end = start + take / other.rate;
+    const double start = free_at(other), end = start + double(least) / other.rate;
     others.emplace_back(start, other.rate);
     soonest = soonest < 0 ? end : std::min(soonest, end);
   }
   if (others.empty()) return true;
-  const double my_end = free_at(mine) + take / mine.rate;
-  return my_end <= soonest || my_end <= drained_at(others, double(left));
+  return free_at(mine) + double(least) / mine.rate <= soonest ||
+         free_at(mine) + take / mine.rate <= drained_at(others, double(left));
 }
 
 void Scheduler::add(const FlowView& flow) {

@@ -11,26 +11,25 @@ Status refuse(std::string text) { return {Code::Access, std::move(text), ""}; }
 
 // In a cache a part walks whole blocks by an index list, and each piece stays inside its block:
 // else a revoked block could be reached through its neighbour.
-Status check_blocks(const Segment& segment, const Plane& plane, const Part& part,
-                    std::uint32_t epoch) {
+bool stays_in_blocks(const Plane& plane, std::uint64_t count, const Part& part) {
   // A block may be shorter than the step: other memory lies between it and the next. The last one
   // ends with the plane.
-  const std::uint64_t count = segment.block_count;
   const std::uint64_t step = plane.block_step ? plane.block_step : plane.bytes / count;
   std::uint64_t before_last = 0;
-  const bool fits = !__builtin_mul_overflow(step, count - 1, &before_last) &&
-                    before_last <= plane.bytes;
+  const bool fits =
+      !__builtin_mul_overflow(step, count - 1, &before_last) && before_last <= plane.bytes;
   const std::uint64_t block_bytes = fits ? std::min(plane.bytes - before_last, step) : 0;
+  if (!part.blocks || part.dims[0].stride != std::int64_t(step)) return false;
   Part inner = part;
-  std::int64_t low = 0, high = 0;
-  if (part.blocks) inner.dims.erase(inner.dims.begin());
+  inner.dims.erase(inner.dims.begin());
   inner.blocks = nullptr;
-  if (!part.blocks || part.dims[0].stride != std::int64_t(step) || part.base > block_bytes ||
-      !inner.extent(low, high) || low < -std::int64_t(part.base) ||
-      high > std::int64_t(block_bytes - part.base)) {
-    return refuse("a block cache is reached by block indices: use write_blocks or read_blocks");
-  }
-  for (std::int64_t block : *part.blocks) {
+  std::int64_t low = 0, high = 0;
+  return part.base <= block_bytes && inner.extent(low, high) && low >= -std::int64_t(part.base) &&
+         high <= std::int64_t(block_bytes - part.base);
+}
+
+Status check_blocks(const Segment& segment, const BlockList& blocks, std::uint32_t epoch) {
+  for (std::int64_t block : blocks) {
     if (block < 0 || std::uint64_t(block) >= segment.block_count) {
       return refuse("block " + std::to_string(block) + " is out of range: the cache has " +
                     std::to_string(segment.block_count) + " blocks");
@@ -79,15 +78,21 @@ Status Segments::resolve(const Target& target, Access access, Layout& out) const
                                            "access=\"write\" or \"read-write\"");
   }
   std::vector<Part> parts = target.layout.parts();
+  const BlockList* checked = nullptr;  // the parts of many layers share one list
   for (Part& part : parts) {
     if (part.plane >= segment.planes.size()) {
       return refuse("plane " + std::to_string(part.plane) + " is out of range: the segment has " +
                     std::to_string(segment.planes.size()));
     }
     const Plane& plane = segment.planes[part.plane];
-    if (segment.block_count != 0) {
-      if (Status status = check_blocks(segment, plane, part, target.epoch); !status.ok())
+    if (segment.block_count != 0 && !stays_in_blocks(plane, segment.block_count, part)) {
+      return refuse("a block cache is reached by block indices: use write_blocks or read_blocks");
+    }
+    if (segment.block_count != 0 && part.blocks.get() != checked) {
+      checked = part.blocks.get();
+      if (Status status = check_blocks(segment, *checked, target.epoch); !status.ok()) {
         return status;
+      }
     }
     std::int64_t low, high;
     if (!part.extent(low, high) || part.base > plane.bytes) {

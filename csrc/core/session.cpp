@@ -183,7 +183,7 @@ bool Session::slice(LinkId id, const FrameHeader& header, TimeNs now) {
   Link* link = links_.find(id);
   if (link == nullptr) return true;
   if (!heard(*link, header, now)) return false;
-  if (dialogue_.in.find(header.flow) == nullptr && !dialogue_.in.over(header.flow)) return false;
+  if (!dialogue_.in.fits(header.flow, header.offset, header.body_bytes)) return false;
   return link->acked(header.ack, now, [&](const Unacked& sent) { on_acked(*link, sent, now); });
 }
 

@@ -51,8 +51,15 @@ TimeNs Session::keep_alive(TimeNs now) {
 }
 
 void Session::ask_for_rails(TimeNs now) {
+  // Links that all keep silent may be dead: another rail, or a new link on the same, may not be.
+  const auto carried = [this](const Outbound& outbound) {
+    return std::any_of(links_.all().begin(), links_.all().end(), [&](const auto& entry) {
+      return (outbound.view.rails & rail_bit(entry.second->info().kind)) != 0 &&
+             may_carry(entry.first, outbound.flow);
+    });
+  };
   const RailKinds missing =
-      links_.empty() ? kAllRails : dialogue_.out.missing_rails(links_.kinds());
+      links_.all_overdue(now) ? kAllRails : dialogue_.out.missing_rails(carried);
   if (missing == 0) {
     next_dial_ = kNever;
   } else if (next_dial_ == kNever || now >= next_dial_) {

@@ -61,10 +61,12 @@ class Reader {
 };
 
 constexpr std::uint32_t kPartsMax = 1u << 16, kDimsMax = 64;
-constexpr std::uint32_t kBlocksMax = 1u << 26;
+// Of one layout, all its lists together. Runs are short on the wire: what they become is bounded by
+// what the largest body holds.
+constexpr std::uint32_t kBlocksMax = kBodyBytesMax / sizeof(std::int64_t);
 
 // Block lists are written as runs of consecutive indices: (first, how many).
-void put_blocks(Writer& out, const std::vector<std::int64_t>& blocks) {
+void put_blocks(Writer& out, const BlockList& blocks) {
   std::vector<std::pair<std::int64_t, std::uint32_t>> runs;
   for (std::int64_t block : blocks) {
     if (!runs.empty() && runs.back().first + std::int64_t(runs.back().second) == block) {
@@ -82,9 +84,9 @@ void put_blocks(Writer& out, const std::vector<std::int64_t>& blocks) {
   }
 }
 
-bool get_blocks(Reader& in, std::vector<std::int64_t>& blocks) {
+bool get_blocks(Reader& in, std::uint32_t most, std::vector<std::int64_t>& blocks) {
   std::uint32_t total, runs;
-  if (!in.get(total) || !in.get(runs) || total > kBlocksMax || runs > in.left() / 12) return false;
+  if (!in.get(total) || !in.get(runs) || total > most || runs > in.left() / 12) return false;
   blocks.reserve(total);
   for (std::uint32_t r = 0; r < runs; ++r) {
     std::int64_t first;
@@ -98,7 +100,7 @@ bool get_blocks(Reader& in, std::vector<std::int64_t>& blocks) {
 
 void put_layout(Writer& out, const Layout& layout) {
   out.put(std::uint32_t(layout.parts().size()));
-  const std::vector<std::int64_t>* last = nullptr;
+  const BlockList* last = nullptr;
   for (const Part& part : layout.parts()) {
     out.put(part.base);
     out.put(part.plane);
@@ -118,8 +120,9 @@ bool get_layout(Reader& in, Layout& layout) {
   std::uint32_t count;
   if (!in.get(count) || count > kPartsMax || count > in.left() / 25) return false;
   std::vector<Part> parts(count);
-  std::shared_ptr<const std::vector<std::int64_t>> last;
+  std::shared_ptr<const BlockList> last;
   std::uint64_t total = 0;
+  std::uint32_t blocks_so_far = 0;
   for (Part& part : parts) {
     std::uint32_t dims;
     if (!in.get(part.base) || !in.get(part.plane) || !in.get(part.piece_bytes) || !in.get(dims)) {
@@ -133,9 +136,10 @@ bool get_layout(Reader& in, Layout& layout) {
     std::uint8_t blocks;
     if (!in.get(blocks) || blocks > 2) return false;
     if (blocks == 1) {
-      auto list = std::make_shared<std::vector<std::int64_t>>();
-      if (!get_blocks(in, *list)) return false;
-      last = std::move(list);
+      std::vector<std::int64_t> list;
+      if (!get_blocks(in, kBlocksMax - blocks_so_far, list)) return false;
+      blocks_so_far += std::uint32_t(list.size());
+      last = std::make_shared<const BlockList>(std::move(list));
     }
     if (blocks != 0) {
       if (!last || part.dims.empty() || part.dims[0].count != last->size()) return false;

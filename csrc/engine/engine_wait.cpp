@@ -12,8 +12,8 @@
 namespace tent {
 namespace {
 
-constexpr TimeNs kSpin = 80 * kMicrosecond;   // polls on after the last movement
-constexpr TimeNs kAlone = 2 * kMicrosecond;   // ... and from here on lets others have the processor
+constexpr TimeNs kSpin = 80 * kMicrosecond;  // polls on after the last movement
+constexpr TimeNs kAlone = 2 * kMicrosecond;  // ... and from here on lets others have the processor
 constexpr int kYieldRounds = 4;
 
 }  // namespace

@@ -14,7 +14,8 @@ namespace tent {
 class CmaTransport final : public LocalTransport {
  public:
   // Throws std::system_error when the process has no descriptors left.
-  CmaTransport(int wait_set, Doorbell& doorbell) : LocalTransport(wait_set, doorbell) {}
+  CmaTransport(int wait_set, Doorbell& doorbell, std::uint64_t poll_bytes = kPollBytes)
+      : LocalTransport(wait_set, doorbell, poll_bytes) {}
 
   Reach reach(LinkId link, const Pieces& memory) const override;  // Direct
   Status register_region(const Region& region) override;          // any memory will do

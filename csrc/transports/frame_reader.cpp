@@ -18,13 +18,14 @@ bool FrameReader::receive(Receiver& receiver, std::uint64_t budget, bool& moved)
   while (link_.live() && budget > 0 && step(receiver, budget)) {
   }
   if (budget < start) moved = true;
-  if (!link_.live() || budget > 0) return false;
-  // What was read ahead is understood now: a socket that is empty would not remind us of it.
+  return link_.live() && budget == 0;
+}
+
+void FrameReader::catch_up(Receiver& receiver) {
   ahead_.hold();
-  budget = ahead_.size();
+  std::uint64_t budget = ahead_.size();
   while (link_.live() && budget > 0 && step(receiver, budget)) {
   }
-  return link_.live();
 }
 
 // False: nothing more can be done now.

@@ -26,9 +26,12 @@ class FrameReader {
   FrameReader(LinkState& link, ByteStream& stream, SliceReader& slices)
       : link_(link), slices_(slices), ahead_(link, stream) {}
 
-  // Reads what has come, up to about `budget` bytes. True when the budget ended it, not the stream:
-  // call again. `moved` is set when anything was read.
+  // Reads what has come, until `budget` bytes are spent (the last part may be larger than what was
+  // left). True when the budget ended it, not the stream: call again. `moved` is set when anything
+  // was read.
   bool receive(Receiver& receiver, std::uint64_t budget, bool& moved);
+  // Understands what was read ahead, without reading more: an empty socket does not remind of it.
+  void catch_up(Receiver& receiver);
 
  private:
   enum class State { Header, Body, Slice };

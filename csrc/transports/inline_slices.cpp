@@ -94,7 +94,7 @@ void InlineSliceReader::begin(const FrameHeader& header) {
 bool InlineSliceReader::take(ReadAhead& ahead, Receiver& receiver, std::uint64_t& budget) {
   while (done_ < header_.body_bytes) {
     if (budget == 0 || (ahead.size() == 0 && ahead.dry())) return false;
-    std::uint64_t bytes = std::min({header_.body_bytes - done_, bite_.bytes(), budget});
+    std::uint64_t bytes = std::min(header_.body_bytes - done_, bite_.bytes());
     if (ahead.size() > 0) bytes = std::min<std::uint64_t>(bytes, ahead.size());
     pieces_.clear();
     const bool wanted =

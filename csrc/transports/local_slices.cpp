@@ -118,7 +118,7 @@ bool LocalSliceReader::take_pieces(const std::uint8_t* bytes, std::size_t count)
 
 // Fetches or drops the next bytes of the chunk at hand.
 bool LocalSliceReader::pull(Receiver& receiver, std::uint64_t& budget) {
-  const std::uint64_t bytes = std::min({chunk_left_, bite_.bytes(), budget});
+  const std::uint64_t bytes = std::min(chunk_left_, bite_.bytes());
   pieces_.clear();
   const bool wanted =
       receiver.landing(link_.id, header_.flow, header_.offset + done_, bytes, pieces_);
@@ -131,7 +131,7 @@ bool LocalSliceReader::pull(Receiver& receiver, std::uint64_t& budget) {
   }
   done_ += bytes;
   chunk_left_ -= bytes;
-  budget -= bytes;
+  budget -= std::min(budget, bytes);
   return true;
 }
 

@@ -60,8 +60,8 @@ bool LocalLink::flush_parcels() {
   return sent == PeerSocket::Sent::All;
 }
 
-LocalTransport::LocalTransport(int wait_set, Doorbell& doorbell)
-    : doorbell_(doorbell), ready_(::epoll_create1(EPOLL_CLOEXEC)) {
+LocalTransport::LocalTransport(int wait_set, Doorbell& doorbell, std::uint64_t poll_bytes)
+    : doorbell_(doorbell), poll_bytes_(poll_bytes), ready_(::epoll_create1(EPOLL_CLOEXEC)) {
   epoll_event event{};
   event.events = EPOLLIN;
   event.data.fd = ready_.get();
@@ -132,7 +132,7 @@ void LocalTransport::post(LinkId id, Frame frame, Receiver& receiver) {
   LinkTable<LocalLink>::Hold hold(links_);
   link->writer.push(std::move(frame));
   bool moved = false;
-  const bool more = link->writer.send(receiver, kBudget, moved);
+  const bool more = link->writer.send(receiver, poll_bytes_, moved);
   if (!link->state.closed) settle(*link, more);
 }
 
@@ -158,8 +158,8 @@ bool LocalTransport::poll(Receiver& receiver) {
 
 bool LocalTransport::serve(LocalLink& link, Receiver& receiver) {
   bool moved = false;
-  bool more = link.reader.receive(receiver, kBudget, moved);
-  if (link.state.live()) more |= link.writer.send(receiver, kBudget, moved);
+  bool more = link.reader.receive(receiver, poll_bytes_, moved);
+  if (link.state.live()) more |= link.writer.send(receiver, poll_bytes_, moved);
   if (link.state.closed) return true;
   if (!link.state.fault.ok()) {
     end(link, receiver);
@@ -216,7 +216,7 @@ void LocalTransport::look_at(LocalLink& link, std::uint32_t events, bool process
   }
   // What the peer said before its end is still heard.
   bool moved = false;
-  link.reader.receive(receiver, kBudget, moved);
+  link.reader.receive(receiver, poll_bytes_, moved);
   if (!link.state.closed) end(link, receiver);
 }
 

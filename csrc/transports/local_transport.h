@@ -1,7 +1,7 @@
 // Stage: transport. What shm and cma have in common: links over a LocalChannel, the doorbell, the
 // Unix socket, the peer's end. They differ in how pieces of memory are named and fetched.
 // Called by the thread that holds the engine lock; nothing blocks.
-// What always holds: copies happen inside poll(), at most kBudget bytes per link and call; while
+// What always holds: copies happen inside poll(), about kPollBytes per link and call; while
 // peers are awake and nothing ends, no system call is made per frame.
 #pragma once
 
@@ -57,9 +57,7 @@ class LocalTransport : public Transport {
   void close(LinkId link) final;
 
  protected:
-  static constexpr std::uint64_t kBudget = 1u << 20;
-
-  LocalTransport(int wait_set, Doorbell& doorbell);
+  LocalTransport(int wait_set, Doorbell& doorbell, std::uint64_t poll_bytes);
   virtual std::unique_ptr<LocalLink> make_link() = 0;
   // Why this peer cannot be served, or Ok.
   virtual Status accepts(const PeerSocket& peer) const = 0;
@@ -79,6 +77,7 @@ class LocalTransport : public Transport {
   void watch_room(LocalLink& link);
 
   Doorbell& doorbell_;
+  const std::uint64_t poll_bytes_;
   Descriptor ready_;  // epoll: the Unix sockets and pidfds with something to say
   Doorbell::Slots mine_{};
   std::array<LocalLink*, Doorbell::kSlots> by_slot_{};

@@ -2,9 +2,9 @@
 #include "transports/shm.h"
 
 #include <algorithm>
+#include <cstring>
 #include <unordered_set>
 
-#include "transports/copy.h"
 #include "transports/staging.h"
 
 namespace tent {
@@ -15,6 +15,10 @@ constexpr std::uint64_t kTinyBytes = 128;
 constexpr std::size_t kManyPieces = 16;
 // The peer copies the first part of a staged slice while the sender bounces the next.
 constexpr std::uint64_t kStagedChunkBytes = 256u << 10;
+
+// memcpy is a fifth faster on parts that it still copies with the processor's string instruction
+// (below about 1 MiB) than on 64 MiB at once; streaming stores, measured beside it, gain no more.
+constexpr std::uint64_t kCopyBytes = 256u << 10;
 
 bool better_gathered(const Pieces& pieces) {
   if (pieces.size() < kManyPieces) return false;
@@ -151,8 +155,8 @@ bool ShmLink::fetch(std::span<const NamedPiece> from, const Pieces& to) {
     const std::uint8_t* source = locate(piece);
     if (source == nullptr) return state.broke("malformed slice: the peer's memory is not there");
     for (std::uint64_t left = piece.bytes; left > 0;) {
-      const std::uint64_t bytes = std::min(left, to[at].bytes - to_offset);
-      copy_bytes(reinterpret_cast<void*>(to[at].address + to_offset), source, bytes);
+      const std::uint64_t bytes = std::min({left, to[at].bytes - to_offset, kCopyBytes});
+      std::memcpy(reinterpret_cast<void*>(to[at].address + to_offset), source, bytes);
       source += bytes;
       left -= bytes;
       to_offset += bytes;

@@ -1,7 +1,8 @@
 // Stage: transport. Shared memory: slices are described in a ring, the receiver maps the sender's
 // regions read-only and copies into the landing memory itself. No system call per slice.
 // Called by the thread that holds the engine lock; nothing blocks.
-// What always holds: only poll() copies, in bounded parts; a peer's region is never written to.
+// What always holds: only poll() copies to where slices land, in bounded parts; a peer's region is
+// never written to.
 #pragma once
 
 #include "transports/local_transport.h"
@@ -12,7 +13,8 @@ namespace tent {
 class ShmTransport final : public LocalTransport {
  public:
   // Throws std::system_error when the process has no descriptors left.
-  ShmTransport(int wait_set, Doorbell& doorbell) : LocalTransport(wait_set, doorbell) {}
+  ShmTransport(int wait_set, Doorbell& doorbell, std::uint64_t poll_bytes = kPollBytes)
+      : LocalTransport(wait_set, doorbell, poll_bytes) {}
 
   // Direct inside registered regions, else Staged: the sender bounces it through shared memory.
   Reach reach(LinkId link, const Pieces& memory) const override;

@@ -15,7 +15,6 @@
 namespace tent {
 namespace {
 
-constexpr std::uint64_t kBudget = 1u << 20;  // bytes per link, direction and poll
 constexpr int kEventsMax = 64;
 // What the kernel may hold of a link beyond what is on the wire. Bytes in there can no longer be
 // taken back or go another way, so a slow rail must not hoard megabytes; 256 KiB keep a 10 Gbit/s
@@ -107,7 +106,8 @@ struct TcpLink {
   bool waits_for_room = false;  // EPOLLOUT is asked for
 };
 
-TcpTransport::TcpTransport(int wait_set) : ready_(::epoll_create1(EPOLL_CLOEXEC)) {
+TcpTransport::TcpTransport(int wait_set, std::uint64_t poll_bytes)
+    : poll_bytes_(poll_bytes), ready_(::epoll_create1(EPOLL_CLOEXEC)) {
   epoll_event event{};
   event.events = EPOLLIN;
   event.data.fd = ready_.get();
@@ -158,7 +158,7 @@ void TcpTransport::post(LinkId id, Frame frame, Receiver& receiver) {
   // never in the middle of what its caller is doing.
   if (link->waits_for_room || !link->state.live()) return;
   bool moved = false;
-  link->writer.send(receiver, kBudget, moved);
+  link->writer.send(receiver, poll_bytes_, moved);
   if (!link->state.closed) watch_room(*link);
 }
 
@@ -180,9 +180,12 @@ bool TcpTransport::poll(Receiver& receiver) {
 bool TcpTransport::serve(TcpLink& link, std::uint32_t events, Receiver& receiver) {
   bool moved = false;
   // What has come before the end is still heard; reading also tells why the connection ended.
-  if ((events & ~std::uint32_t(EPOLLOUT)) != 0) link.reader.receive(receiver, kBudget, moved);
+  if ((events & ~std::uint32_t(EPOLLOUT)) != 0 &&
+      link.reader.receive(receiver, poll_bytes_, moved)) {
+    link.reader.catch_up(receiver);
+  }
   if (link.state.live() && (events & EPOLLOUT) != 0) {
-    link.writer.send(receiver, kBudget, moved);
+    link.writer.send(receiver, poll_bytes_, moved);
   }
   if (link.state.closed) return true;
   if (link.state.live()) {

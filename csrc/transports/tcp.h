@@ -18,7 +18,7 @@ class TcpTransport final : public Transport {
  public:
   // `wait_set` is the engine's epoll descriptor; it becomes readable when poll() has work to do.
   // Throws std::system_error when the process has no descriptors left.
-  explicit TcpTransport(int wait_set);
+  explicit TcpTransport(int wait_set, std::uint64_t poll_bytes = kPollBytes);
   ~TcpTransport() override;
 
   Reach reach(LinkId link, const Pieces& memory) const override;
@@ -32,6 +32,7 @@ class TcpTransport final : public Transport {
   bool serve(TcpLink& link, std::uint32_t events, Receiver& receiver);
   void watch_room(TcpLink& link);
 
+  const std::uint64_t poll_bytes_;
   Descriptor ready_;  // epoll: the sockets with something to do
   LinkTable<TcpLink> links_;
 };

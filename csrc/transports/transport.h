@@ -50,6 +50,9 @@ struct Connection {
 
 class Transport {
  public:
+  // How many bytes a link moves each way before poll() turns to the next one.
+  static constexpr std::uint64_t kPollBytes = 1u << 20;
+
   virtual ~Transport() = default;
   // Whether slices whose source is this memory can go over the link, and how.
   virtual Reach reach(LinkId link, const Pieces& memory) const = 0;

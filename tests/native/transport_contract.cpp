@@ -58,20 +58,21 @@ bool cut(const std::map<TransferId, Line>& lines, TransferId flow, std::uint64_t
   return length == 0;
 }
 
-std::unique_ptr<Transport> make_transport(const std::string& kind, int wait_set, Doorbell& bell) {
-  if (kind == "tcp") return std::make_unique<TcpTransport>(wait_set);
-  if (kind == "shm") return std::make_unique<ShmTransport>(wait_set, bell);
-  if (kind == "cma") return std::make_unique<CmaTransport>(wait_set, bell);
+std::unique_ptr<Transport> make_transport(const std::string& kind, std::uint64_t poll_bytes,
+                                          int wait_set, Doorbell& bell) {
+  if (kind == "tcp") return std::make_unique<TcpTransport>(wait_set, poll_bytes);
+  if (kind == "shm") return std::make_unique<ShmTransport>(wait_set, bell, poll_bytes);
+  if (kind == "cma") return std::make_unique<CmaTransport>(wait_set, bell, poll_bytes);
   throw std::invalid_argument("no such transport: " + kind);
 }
 
 // One end: an epoll set, a doorbell, a transport, and what its Receiver says and hears.
 class Side final : public Receiver {
  public:
-  explicit Side(const std::string& kind)
+  Side(const std::string& kind, std::uint64_t poll_bytes)
       : wait_set_(::epoll_create1(EPOLL_CLOEXEC)),
         bell_(wait_set_.get()),
-        transport_(make_transport(kind, wait_set_.get(), bell_)) {}
+        transport_(make_transport(kind, poll_bytes, wait_set_.get(), bell_)) {}
 
   // ---- the script ------------------------------------------------------------------------------
   void source_line(TransferId flow, const std::vector<std::pair<std::uint64_t, std::uint64_t>>& p) {
@@ -127,6 +128,7 @@ class Side final : public Receiver {
   std::vector<Event> take_events() { return std::exchange(events_, {}); }
   std::size_t events() const { return events_.size(); }
   std::uint64_t landing_calls() const { return landing_calls_; }
+  std::uint64_t last_landing() const { return last_landing_; }  // the offset that it asked for
 
   // ---- Receiver --------------------------------------------------------------------------------
   bool frame(LinkId link, const FrameHeader& header, std::span<const std::uint8_t> body) override {
@@ -144,6 +146,7 @@ class Side final : public Receiver {
   bool landing(LinkId link, TransferId flow, std::uint64_t offset, std::uint64_t length,
                Pieces& out) override {
     ++landing_calls_;
+    last_landing_ = offset;
     const bool known = cut(landings_, flow, offset, length, out);
     answer("landing", link);
     return known;
@@ -183,7 +186,7 @@ class Side final : public Receiver {
   std::vector<Event> events_;
   std::string close_in_, refuse_;
   int close_count_ = 0, replies_ = 0;
-  std::uint64_t landing_calls_ = 0;
+  std::uint64_t landing_calls_ = 0, last_landing_ = 0;
   LinkId reply_link_ = 0;
   Frame reply_;
   std::unique_ptr<Transport> transport_;
@@ -232,7 +235,8 @@ PYBIND11_MODULE(transport_contract, m) {
       .def_property_readonly("body", [](const Event& e) { return py::bytes(e.text); })
       .def("__getattr__", &attribute);
   py::class_<Side>(m, "Side")
-      .def(py::init<const std::string&>())
+      .def(py::init<const std::string&, std::uint64_t>(), py::arg("kind"),
+           py::arg("poll_bytes") = Transport::kPollBytes)
       .def("source_line", &Side::source_line)
       .def("landing_line", &Side::landing_line)
       .def("end_source", &Side::end_source)
@@ -250,7 +254,8 @@ PYBIND11_MODULE(transport_contract, m) {
       .def("hang_up", &Side::hang_up)
       .def("take_events", &Side::take_events)
       .def_property_readonly("events", &Side::events)
-      .def_property_readonly("landing_calls", &Side::landing_calls);
+      .def_property_readonly("landing_calls", &Side::landing_calls)
+      .def_property_readonly("last_landing", &Side::last_landing);
   m.def("drive", &drive);
   m.def("settle", &settle);
   m.def("probe_cma", &probe_cma);
