@@ -299,7 +299,7 @@ class Engine:
         self._closed = True
         self._closer()
 
-    def forget(self, forked: forks.Forked) -> None:
+    def _forget(self, forked: forks.Forked) -> None:
         """In a child of the process that made it: nothing of it is used, or closed at exit."""
         self.forked = True
         self._closer.detach()
