@@ -12,7 +12,7 @@ BENCH_ARGS ?=
 PY := .venv/bin/python
 READY := .venv/.ready
 
-.PHONY: setup build demo test lint bench clean
+.PHONY: setup build demo test lint conformance bench clean
 
 setup: build
 
@@ -33,6 +33,12 @@ lint: $(READY)
 	find csrc -name '*.h' -o -name '*.cpp' \
 	  | xargs --no-run-if-empty .venv/bin/clang-format --dry-run -Werror
 	.venv/bin/codespell
+
+# PyTorch's own suite for backends, on tent and on gloo: half an hour or more. Writes docs/conformance.md.
+conformance: build
+	-$(PY) -m tests.conformance tent build/tent.json
+	-$(PY) -m tests.conformance gloo build/gloo.json
+	$(PY) -m tests.conformance.table build/tent.json build/gloo.json
 
 bench: build
 	$(PY) benchmarks/run.py --quick $(BENCH_ARGS)

@@ -75,6 +75,8 @@ class ControlPlane:
         except BaseException:
             self._close_sockets()
             raise
+        if settings.rdma_devices is not None:
+            log.warning("rdma_devices (TENT_RDMA_DEVICES) is set: this version has no RDMA rails")
         if "cma" in settings.transports and topology.allow_reading():
             log.info("ptrace_scope is 1: other processes of this user may now read this one (cma)")
         self._site = Site(engine, native, settings, card, ends)
@@ -218,8 +220,10 @@ class ControlPlane:
             sock.close()
 
     def forget_after_fork(self) -> None:
-        """In a forked child: lets go of the doors, or they would look open when the parent ends."""
+        """In a forked child: lets go of the doors, or they would look open when the parent ends;
+        and of the contacts, whose lock another thread may have held."""
         self._close_sockets()
+        self._contacts = Contacts()
 
 
 def _make_card(engine: EngineLinks, settings: Settings, name: str, addresses: list[Any]) -> Card:
