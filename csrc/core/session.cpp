@@ -79,6 +79,7 @@ void Session::link_down(LinkId id, TimeNs now) {
     ++transfer->report.fences;
   }
   ++host_.totals.fences;
+  if (links_.empty()) next_dial_ = now;  // the last one: do not wait for the turn of a dial
   Message fence;
   fence.kind = MessageKind::Fence;
   fence.id = id;
