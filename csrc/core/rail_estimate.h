@@ -29,6 +29,9 @@ class RailEstimate {
   void lost(std::uint64_t bytes) { in_flight_ -= bytes; }  // teaches nothing else
 
   double rate() const { return std::max(current_max_, previous_max_); }  // bytes per ns
+  // The mean over the last busy milliseconds, and at most rate(): what plans and predictions use. A
+  // link that begins with a burst (a token bucket that filled up while it rested) promises nothing.
+  double steady_rate() const;
   bool measured() const { return measured_; }
   TimeNs base_latency() const { return base_ == kNever ? 0 : base_; }
   std::uint64_t in_flight() const { return in_flight_; }
@@ -40,6 +43,7 @@ class RailEstimate {
 
  private:
   void learn_rate(double sample, bool limited, TimeNs now);
+  void learn_steady(std::uint64_t bytes, TimeNs busy);
   void learn_base(TimeNs sample, TimeNs now);
 
   const CoreSettings& settings_;
@@ -47,6 +51,7 @@ class RailEstimate {
   // Two buckets make a windowed maximum (rate) and minimum (base latency).
   double current_max_ = 0, previous_max_ = 0;
   TimeNs rate_bucket_ = 0;
+  double steady_bytes_ = 0, steady_time_ = 0;  // delivered, and in how many busy ns
   TimeNs base_ = kNever, base_next_ = kNever, base_bucket_ = 0;
   bool measured_ = false;
   std::uint64_t in_flight_ = 0, delivered_ = 0;

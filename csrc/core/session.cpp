@@ -81,6 +81,7 @@ void Session::link_down(LinkId id, TimeNs now) {
   // Another link may have left a flow to this one: it is asked again.
   dialogue_.out.each([](Outbound& outbound) { outbound.reach.clear(); });
   ++host_.totals.fences;
+  if (links_.empty()) next_dial_ = now;  // the last one: do not wait for the turn of a dial
   Message fence;
   fence.kind = MessageKind::Fence;
   fence.id = id;
