@@ -7,11 +7,12 @@ TORCH ?= torch==2.13.0
 WORKERS ?= 2
 PYTEST_ARGS ?=
 DEMO_ARGS ?=
+BENCH_ARGS ?=
 
 PY := .venv/bin/python
 READY := .venv/.ready
 
-.PHONY: setup build demo test lint bench clean
+.PHONY: setup build demo test lint conformance bench clean
 
 setup: build
 
@@ -33,8 +34,14 @@ lint: $(READY)
 	  | xargs --no-run-if-empty .venv/bin/clang-format --dry-run -Werror
 	.venv/bin/codespell
 
+# PyTorch's own suite for backends, on tent and on gloo: half an hour or more. Writes docs/conformance.md.
+conformance: build
+	-$(PY) -m tests.conformance tent build/tent.json
+	-$(PY) -m tests.conformance gloo build/gloo.json
+	$(PY) -m tests.conformance.table build/tent.json build/gloo.json
+
 bench: build
-	$(PY) -m torch_tent bench
+	$(PY) benchmarks/run.py --quick $(BENCH_ARGS)
 
 clean:
 	rm -rf .venv build dist demo-out *.egg-info torch_tent/*.so

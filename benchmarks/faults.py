@@ -136,7 +136,7 @@ def background(
             rates.append(got)
         if shares:
             rows.append(_background_row(name, shares, rates, whole))
-    found.drop("noise", "its part is over")
+    found.stop("noise")
     return rows
 
 

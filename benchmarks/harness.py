@@ -256,11 +256,15 @@ class Arms:
         except (Skipped, ArmFailed) as why:
             self.drop(spec.name, str(why))
 
-    def drop(self, name: str, why: str) -> None:
-        """Takes an arm out of the run."""
+    def stop(self, name: str) -> None:
+        """Ends an arm whose part is over."""
         arm = self.running.pop(name, None)
         if arm is not None:
             arm.stop()
+
+    def drop(self, name: str, why: str) -> None:
+        """Takes an arm out of the run."""
+        self.stop(name)
         self.absent[name] = why
         print(f"skipped: {name}: {why}", file=sys.stderr, flush=True)
 

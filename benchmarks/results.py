@@ -119,7 +119,8 @@ def percentiles(samples: Sequence[float]) -> dict[str, float]:
 
 
 def print_rows(label: str, rows: Sequence[dict[str, Any]]) -> None:
-    """One case as a table: medians with their spread, and our speed as a ratio to the others'."""
+    """One case as a table: medians with their spread, and our speed as a ratio to the limits and to
+    the fastest peer; the file has the others."""
     print(f"\n{label}")
     for row in rows:
         if "trouble" in row:

@@ -76,13 +76,16 @@ def test_a_late_watch_is_silent_about_what_was_waited_for() -> None:
         assert waited.id not in told
 
 
-def test_watching_what_has_ended_tells_at_once() -> None:
+@pytest.mark.parametrize("soon", [True, False])
+def test_watching_what_has_ended_tells_at_once(soon: bool) -> None:
     with pair() as two:
         told: list[int] = []
         two.b.on_done(told.extend)
         recv, send = two.recv(np.zeros(8, np.uint8)), two.send(noise(8))
-        assert succeeded(recv, send)
-        two.b.watch(recv, True)
+        assert succeeded(send)
+        assert eventually(recv.done)
+        time.sleep(0.05)  # All is quiet: nothing else makes the engine look.
+        two.b.watch(recv, soon)
         assert eventually(lambda: told == [recv.id])
 
 

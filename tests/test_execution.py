@@ -92,7 +92,7 @@ def test_a_timeout_names_the_ranks_that_did_not_come(
     finish(world)
     texts = [world.result(call.numbers[rank]) for rank in (0, 1)]
     assert [(code, ends) for code, _, ends in texts] == [(TIMEOUT, 1)] * 2
-    assert any("timed out after 2.000 s, waiting for rank" in text for _, text, _ in texts)
+    assert any("Timed out after 2.000 s, waiting for rank" in text for _, text, _ in texts)
     assert any("2" in text.partition("waiting for rank")[2] for _, text, _ in texts)
     assert world.open_messages() == 0
 

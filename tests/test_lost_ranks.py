@@ -108,7 +108,7 @@ def test_a_stopped_rank_is_named_after_the_timeout(kind: str, tmp_path: Path, se
     lost, gone, said = lose(signal.SIGSTOP, tmp_path, kind, 5000, 0.05, 2.0)
     assert len(said) == 2
     assert all(words.startswith("DistNetworkError: ") for _, words, _ in said), said
-    assert all("timed out after 2." in words for _, words, _ in said), said
+    assert all("Timed out after 2." in words for _, words, _ in said), said
     # Who waited for the stopped rank itself says so; the other waited for that one.
     assert any(str(lost) in words.partition("waiting for rank")[2] for _, words, _ in said), said
     assert all(1.9 <= failed - gone < 2.1 + NOTICED_S for failed, _, _ in said), said
@@ -121,12 +121,12 @@ def missing_rank(rank: int, size: int) -> None:
     group = dist.new_group(timeout=timedelta(seconds=0.5))
     if rank != 1:
         began = time.monotonic()
-        with pytest.raises(dist.DistNetworkError, match=r"timed out after 0\.5.*waiting for rank"):
+        with pytest.raises(dist.DistNetworkError, match=r"Timed out after 0\.5.*waiting for rank"):
             dist.all_reduce(torch.ones(3), group=group)
         assert 0.4 < time.monotonic() - began < 0.5 + NOTICED_S
     dist.barrier()
     if rank == 1:
-        with pytest.raises(dist.DistNetworkError, match="timed out"):
+        with pytest.raises(dist.DistNetworkError, match="Timed out"):
             dist.all_reduce(torch.ones(3), group=group)
     dist.barrier()
     x = torch.ones(3)  # The group can be used again: numbers tell the calls apart.

@@ -12,7 +12,9 @@ import pytest
 
 from tests.fake_engine import FakeNative
 from tests.parties import CMA, SHM, TCP, TCP_ONLY, free_port, parties, rails_of, wait_until
+from tests.strangers import Relay
 from torch_tent import topology
+from torch_tent.card import Card
 from torch_tent.settings import Settings
 
 party = pytest.fixture(parties)
@@ -130,6 +132,22 @@ def test_both_call_at_once_and_each_rail_has_one_link(party: Any) -> None:
             side.engine.wait_for(lambda engine: len(engine.links) == 2)
         wait_until(lambda a=a, b=b: set(a.engine.links) == set(b.engine.links))
         assert a.engine.rails() == b.engine.rails()
+
+
+def test_what_is_advertised_is_what_peers_dial(party: Any) -> None:
+    relays: list[Relay] = []
+
+    def through_a_relay(card: Card) -> Card:
+        relays.append(Relay(card))
+        return relays[0].card()
+
+    a, b = party(TCP_ONLY), party(TCP_ONLY, advertise=through_a_relay)
+    try:
+        a.call(b)
+        b.engine.wait_for(lambda engine: len(engine.links) == 1)
+        assert len(relays[0].from_dialer) >= 2
+    finally:
+        relays[0].close()
 
 
 def test_many_threads_get_one_peer(party: Any) -> None:

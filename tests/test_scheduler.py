@@ -6,7 +6,7 @@ import heapq
 import itertools
 from dataclasses import dataclass
 
-from hypothesis import assume, given, settings
+from hypothesis import assume, example, given, settings
 from hypothesis import strategies as st
 
 from torch_tent._simulator import BACKGROUND_SHARE, Scheduler, worth_taking
@@ -156,10 +156,20 @@ def test_a_tail_goes_to_the_fast_rail_even_when_the_slow_one_is_idle() -> None:
     assert worth_taking(1, [fast, slow], 64 << 20)  # there is enough to do for 67 ms
 
 
-@given(rails(), sizes)
-def test_one_of_the_rails_always_takes_what_is_left(used: list[Rail], left: int) -> None:
-    views = [rail.view() for rail in used]
-    assert any(worth_taking(at, views, left) for at in range(len(used)))
+speeds = st.tuples(st.floats(1e-3, 10), st.integers(0, 300_000), st.integers(32, 1 << 20))
+
+
+# Rails that each waited for another one when each was compared over slices of its own length.
+@example([(0.0147, 1060, 2000), (0.86, 82_895, 16_384), (1.97, 29_721, 128)], 570)
+@example(
+    [(0.0026, 295_234, 4096), (0.577, 293_748, 32), (0.003, 1510, 4096), (0.0104, 0, 16_000)], 3279
+)
+@given(st.lists(speeds, min_size=1, max_size=5), st.integers(1, 10**8))
+def test_one_of_the_rails_always_takes_what_is_left(
+    given_speeds: list[tuple[float, int, int]], left: int
+) -> None:
+    views = [(i + 1, 2, rate, base, 0, most) for i, (rate, base, most) in enumerate(given_speeds)]
+    assert any(worth_taking(at, views, left) for at in range(len(views)))
 
 
 @given(

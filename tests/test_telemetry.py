@@ -17,9 +17,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tests.pairs import two_engines
 from tests.parties import free_port, wait_until
 from tests.processes import Processes
 from torch_tent import exporter, telemetry
@@ -66,6 +68,9 @@ CONTROL: dict[str, Any] = {
     "names": {3: "rank 1", 4: "rank 1"},
     "peers": {},
 }
+
+
+TRANSFERS = "tent_transfers_total"
 
 
 def made(name: str = "rank 0", **changes: Any) -> telemetry.Snapshot:
@@ -211,6 +216,19 @@ def test_another_programs_port_is_an_error(port: int) -> None:
         pytest.raises(SettingsError, match=rf"TENT_METRICS_PORT\) = {port} cannot be served"),
     ):
         Exporter(Settings(metrics_port=port), made)
+
+
+def test_engines_serve_what_they_have_done(port: int) -> None:
+    with two_engines(metrics_port=port, trace=True) as pair:
+        pair.exchange(torch.ones(1 << 20), torch.empty(1 << 20))
+        assert {rail["peer_name"] for rail in pair.a.stats()["rails"]} == {pair.b.card.name}
+        assert pair.a.card.name != pair.b.card.name
+        for engine in (pair.a, pair.b):  # The other one writes within exporter.PERIOD_S.
+            labels = {"engine": engine.card.name, "end": "done"}
+            wait_until(lambda labels=labels: value(scrape(port), TRANSFERS, **labels) == 1)
+        sent = sum(record[4] for record in pair.a.native.take_trace())
+        assert sent == 4 << 20
+    assert scrape(port) == ""
 
 
 def test_without_a_port_nothing_is_served() -> None:

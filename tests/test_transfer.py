@@ -65,6 +65,19 @@ def test_it_completes_though_nobody_refers_to_it(pair: Pair) -> None:
     until(lambda: not pair.a.flights.running and not pair.b.flights.running)
 
 
+def test_what_failed_can_be_forgotten(pair: Pair) -> None:
+    """An error refers to its transfer by its traceback: that must not keep both for ever."""
+    y = torch.zeros(2)
+    waiting = pair.b.recv(y, 0, 11, group=pair.group_b)
+    waiting.cancel()
+    with pytest.raises(tent.TransferCancelled):
+        waiting.wait()
+    gone = [weakref.ref(y), weakref.ref(waiting)]
+    del y, waiting
+    gc.collect()
+    assert [ref() for ref in gone] == [None, None]
+
+
 def test_callbacks_run_once_and_get_the_transfer(pair: Pair) -> None:
     y, sent, received = ready(pair)
     told: list[Any] = []

@@ -14,6 +14,7 @@ import pytest
 import torch
 import torch.distributed as dist
 
+import torch_tent as tent
 import torch_tent_autoload
 from tests.groups import member, run_group
 from tests.processes import run_processes
@@ -143,6 +144,35 @@ def tags_and_order(rank: int, size: int) -> None:
 
 def test_messages_match_by_tag_and_come_in_order() -> None:
     run_group(tags_and_order, 2)
+
+
+def tensor_api_beside(rank: int, size: int) -> None:
+    group = dist.new_group([0, 2])
+    if rank == 0:
+        first = tent.send(torch.full((3,), 1.0), dst=2, tag=7, group=group)
+        dist.send(torch.full((3,), 2.0), 2, tag=7)
+        dist.send(torch.full((3,), 3.0), 2, tag=7, group=group)
+        tent.send(torch.full((3,), 4.0), dst=2, tag=7).wait()
+        first.wait()
+    elif rank == 2:
+        x = torch.zeros(3)
+        found = []
+        dist.recv(x, 0, tag=7, group=group)
+        found.append(x[0].item())
+        transfer = tent.recv(x, tag=7)
+        transfer.wait()
+        found.append(x[0].item())
+        assert transfer.source == 0
+        dist.recv(x, 0, tag=7)
+        found.append(x[0].item())
+        tent.recv(x, src=0, tag=7, group=group).wait()
+        found.append(x[0].item())
+        assert found == [3.0, 4.0, 2.0, 1.0]
+    dist.barrier()
+
+
+def test_the_tensor_api_has_messages_of_its_own() -> None:
+    run_group(tensor_api_beside, 3)
 
 
 def ring_of_pairs(rank: int, size: int) -> None:

@@ -7,7 +7,6 @@ returns the exit status.
 from __future__ import annotations
 
 import argparse
-import importlib
 import sys
 from collections.abc import Sequence
 from typing import Any
@@ -29,7 +28,9 @@ def load(name: str) -> Any:
         from . import top
 
         return top
-    return importlib.import_module(f"torch_tent.{name}")
+    from . import demo
+
+    return demo
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

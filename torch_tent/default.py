@@ -9,6 +9,7 @@ from __future__ import annotations
 import threading
 
 from .engines import Engine
+from .forks import forked_error
 
 _made: Engine | None = None
 _lock = threading.Lock()
@@ -18,11 +19,13 @@ def engine() -> Engine:
     """The engine that the functions of `torch_tent` use.
 
     Made on the first call, with the settings of the environment (TENT_*); made anew after it was
-    closed. Raises SettingsError for settings that cannot be used, TentError where it cannot listen.
+    closed. Raises SettingsError for settings that cannot be used, TentError in a child of fork.
     """
     global _made
     found = _made
     if found is not None and not found.closed:
+        if found.forked:
+            raise forked_error()
         return found
     with _lock:
         if _made is None or _made.closed:

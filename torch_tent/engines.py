@@ -8,7 +8,6 @@ latest; in a forked child it says so instead of hanging.
 from __future__ import annotations
 
 import operator
-import os
 import weakref
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
@@ -17,7 +16,7 @@ import torch
 import torch.distributed as dist
 from torch.distributed.distributed_c10d import _world
 
-from . import _engine, groups, kv, memory, options, segment, tensors
+from . import _engine, forks, groups, kv, memory, options, segment, telemetry, tensors
 from .errors import TentError, TransferError
 from .kv import KVCache, RemoteCache
 from .rendezvous import ControlPlane
@@ -56,6 +55,7 @@ class Engine:
         self.native = _engine.Engine(self.settings.for_engine())
         try:
             self._control = ControlPlane(self.native, self.settings, name=name, advertise=advertise)
+            self._eyes = telemetry.Eyes(self.native, self._control, self.settings)
         except BaseException:
             self.native.close()
             raise
@@ -63,11 +63,14 @@ class Engine:
         self.flights = Flights(self.native, self._control)
         self.native.on_done(_tell(weakref.ref(self.flights)))
         self._own_name = self.card.name
-        self._closed = False
+        self.forked = False  # True in a child of the process that made it
+        self.closed = False
         self._groups: weakref.WeakKeyDictionary[Any, groups.Group] = weakref.WeakKeyDictionary()
         self._latest: tuple[Any, groups.Group | None] = (_nothing, None)
-        self._closer = weakref.finalize(self, _close, self._control, self.native, self.flights)
-        _engines.add(self)
+        # In this order: the control plane waits for the data plane's events.
+        owned = (self._eyes, self.native, self._control)
+        self._closer = weakref.finalize(self, _close, self.flights, *owned)
+        forks.watch(self)
 
     # ---- two-sided: both ends name the other -------------------------------------------------
 
@@ -150,8 +153,9 @@ class Engine:
         require: Require = None,
     ) -> Transfer:
         """See `torch_tent.write`."""
+        origin = segment.origin_of(self, remote, "write")
         tensor, layout, _ = tensors.source(x)
-        origin, target = segment.target(self, remote, tensor, "write")
+        target = segment.bytes_for(remote, tensor)
         operation = self.native.write(
             origin.peer,
             layout,
@@ -175,10 +179,11 @@ class Engine:
         require: Require = None,
     ) -> Transfer:
         """See `torch_tent.read`."""
-        if out is None and isinstance(remote, RemoteSegment):
+        origin = segment.origin_of(self, remote, "read")
+        if out is None:
             out = torch.empty(remote.shape, dtype=remote.dtype)
         tensor, layout, _ = tensors.destination(out)
-        origin, target = segment.target(self, remote, tensor, "read")
+        target = segment.bytes_for(remote, tensor)
         operation = self.native.read(
             origin.peer,
             layout,
@@ -282,17 +287,20 @@ class Engine:
 
     def stats(self) -> dict[str, Any]:
         """See `torch_tent.stats`."""
-        return self.native.stats()
-
-    @property
-    def closed(self) -> bool:
-        """Whether `close` was called."""
-        return self._closed
+        return self._eyes.look()
 
     def close(self) -> None:
         """Ends every transfer with an error and every thread; peers are told. Idempotent."""
-        self._closed = True
+        self.closed = True
         self._closer()
+
+    def _forget(self, forked: forks.Forked) -> None:
+        """In a child of the process that made it: nothing of it is used, or closed at exit."""
+        self.forked = True
+        self._closer.detach()
+        self.flights.native = self.native = forked  # type: ignore[assignment]
+        for transfer in self.flights.running.values():
+            transfer._operation = forked  # type: ignore[assignment]
 
     def _options(
         self,
@@ -331,20 +339,6 @@ class Engine:
         return members
 
 
-class _Forked:
-    """What a child of fork has in the place of the data plane."""
-
-    def __getattr__(self, name: str) -> Any:
-        raise TentError(
-            "this process was forked from one that uses torch_tent, whose connections and threads "
-            "stay with the parent: start processes with the methods 'spawn' or 'forkserver', or "
-            "fork before the first use of torch_tent; a torch_tent.Engine() of its own works, too"
-        )
-
-
-_engines: weakref.WeakSet[Engine] = weakref.WeakSet()
-
-
 def _nothing() -> None:
     """A reference to a group that is none."""
 
@@ -360,22 +354,10 @@ def _tell(flights: weakref.ref[Flights]) -> Callable[[list[int]], None]:
     return tell
 
 
-def _close(control: ControlPlane, native: _engine.Engine, flights: Flights) -> None:
-    native.close()  # First: the control plane waits for its events.
-    control.close()
+def _close(flights: Flights, *owned: Any) -> None:
+    for each in owned:
+        each.close()
     flights.settle()
-
-
-def _forget_in_child() -> None:
-    """The child of a fork: nothing of the parent's engines is used, or closed at exit."""
-    for engine in list(_engines):
-        engine._closer.detach()
-        engine.flights.native = engine.native = _Forked()  # type: ignore[assignment]
-        for transfer in engine.flights.running.values():
-            transfer._operation = engine.native  # type: ignore[assignment]
-
-
-os.register_at_fork(after_in_child=_forget_in_child)
 
 
 def _tag(tag: Any) -> int:

@@ -135,8 +135,13 @@ def of_process_group(engine: Engine, group: dist.ProcessGroup) -> Group:
         raise TentError("this process is not a member of the group")
     ranks = {rank: place for place, rank in enumerate(dist.get_process_group_ranks(group))}
     if _is_tent(group):
-        from . import process_group
+        from . import default, process_group
 
+        if engine is not default.engine():
+            raise TentError(
+                "a process group of the backend 'tent' belongs to the process's default engine: "
+                "use torch_tent.send and recv, or make a group for this engine with Engine.join"
+            )
         return Group(process_group.peers(group), ranks)
     from torch.distributed import distributed_c10d
 
@@ -147,9 +152,12 @@ def of_process_group(engine: Engine, group: dist.ProcessGroup) -> Group:
 
 def _is_tent(group: dist.ProcessGroup) -> bool:
     try:
-        name: str = group._get_backend(torch.device("cpu")).name()
+        backend: Any = group._get_backend(torch.device("cpu"))
     except RuntimeError:  # No backend for CPU tensors.
         return False
+    while hasattr(backend, "wrapped_pg"):  # TORCH_DISTRIBUTED_DEBUG=DETAIL
+        backend = backend.wrapped_pg
+    name: str = backend.name()
     return name == "tent"
 
 

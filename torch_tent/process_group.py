@@ -29,7 +29,7 @@ _JOINED = "tent/joined"
 _NO_PEER = 0xFFFFFFFF  # In the place of the own rank: a value that no peer id has.
 
 
-@dataclass(frozen=True)
+@dataclass
 class GroupPeers:
     """The members of a group as peers of the default engine; ranks are those of the group."""
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 import asyncio
 import atexit
 import contextlib
+import itertools
 import logging
 import os
 import socket
@@ -33,6 +34,7 @@ EVENTS_WAIT_S = 0.25
 JOIN_S = 5.0
 
 log = logging.getLogger("torch_tent")
+_numbers = itertools.count(1)  # of the engines of this process, to tell their names apart
 _living: weakref.WeakSet[ControlPlane] = weakref.WeakSet()
 
 
@@ -73,6 +75,8 @@ class ControlPlane:
         except BaseException:
             self._close_sockets()
             raise
+        if settings.rdma_devices is not None:
+            log.warning("rdma_devices (TENT_RDMA_DEVICES) is set: this version has no RDMA rails")
         if "cma" in settings.transports and topology.allow_reading():
             log.info("ptrace_scope is 1: other processes of this user may now read this one (cma)")
         self._site = Site(engine, native, settings, card, ends)
@@ -151,7 +155,8 @@ class ControlPlane:
     def close(self) -> None:
         """Stops listening and dialing; links that the engine has stay its own. Idempotent.
 
-        Returns at once when the engine was closed before, else within EVENTS_WAIT_S.
+        Returns at once when the engine was closed before (which stops the threads by itself), else
+        within EVENTS_WAIT_S.
         """
         if os.getpid() != self._pid or self._closing.is_set():
             return
@@ -191,8 +196,10 @@ class ControlPlane:
         while not self._closing.is_set():
             try:
                 events = self._engine.next_events(EVENTS_WAIT_S)
-            except RuntimeError:
-                return  # The engine is closed.
+            except RuntimeError:  # The engine is closed: there is nothing to connect any more.
+                with contextlib.suppress(RuntimeError):
+                    self._loop.call_soon_threadsafe(self._stop.set)
+                return
             if events:
                 with contextlib.suppress(RuntimeError):  # The loop has just ended.
                     self._loop.call_soon_threadsafe(self._switchboard.heard, events)
@@ -213,15 +220,19 @@ class ControlPlane:
             sock.close()
 
     def forget_after_fork(self) -> None:
-        """In a forked child: lets go of the doors, or they would look open when the parent ends."""
+        """In a forked child: lets go of the doors, or they would look open when the parent ends;
+        and of the contacts, whose lock another thread may have held."""
         self._close_sockets()
+        self._contacts = Contacts()
 
 
 def _make_card(engine: EngineLinks, settings: Settings, name: str, addresses: list[Any]) -> Card:
     incarnation = os.urandom(INCARNATION_BYTES)
     local = any(kind in settings.transports for kind in LOCAL_KINDS)
     probe_address, probe_value = engine.probe_word()
-    shown = (name or f"{socket.gethostname()}:{os.getpid()}").encode()[:NAME_BYTES_MAX]
+    number = next(_numbers)
+    process = f"{socket.gethostname()}:{os.getpid()}" + (f".{number}" if number > 1 else "")
+    shown = (name or process).encode()[:NAME_BYTES_MAX]
     return Card(
         incarnation=incarnation,
         host=topology.this_host(),

@@ -166,27 +166,27 @@ class RemoteSegment:
         return f"RemoteSegment({facts})"
 
 
-def target(
-    engine: Engine, remote: Any, tensor: torch.Tensor, verb: Literal["read", "write"]
-) -> tuple[Origin, _engine.Layout]:
-    """The right to move this tensor to or from the remote memory, and where there.
-
-    Raises TypeError, ValueError or AccessError, naming what does not fit.
-    """
+def origin_of(engine: Engine, remote: Any, verb: Literal["read", "write"]) -> Origin:
+    """The right to touch the remote memory. Raises TypeError for what is none, and AccessError."""
     if not isinstance(remote, RemoteSegment):
         raise TypeError(
             f"the remote side is a {type(remote).__name__}: it is what open() returned for a "
             "segment's ticket, or a view of that (for caches there are write_blocks, read_blocks)"
         )
-    origin = remote._origin
-    origin.check(engine, verb)
+    remote._origin.check(engine, verb)
+    return remote._origin
+
+
+def bytes_for(remote: RemoteSegment, tensor: torch.Tensor) -> _engine.Layout:
+    """Where the tensor's bytes lie in the remote memory. Raises ValueError or TypeError, naming
+    both sides, unless shape and dtype are equal."""
     if tensor.shape != remote.shape:
         raise ValueError(
             f"the shapes differ: {tuple(tensor.shape)} here, {tuple(remote.shape)} in {remote.peer}"
         )
     if tensor.dtype != remote.dtype:
         raise TypeError(f"the dtypes differ: {tensor.dtype} here, {remote.dtype} in {remote.peer}")
-    return origin, remote._bytes
+    return remote._bytes
 
 
 def check_access(access: Any) -> None:

@@ -12,7 +12,7 @@ import json
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 from .errors import SettingsError
 
@@ -47,8 +47,42 @@ def snapshot(counted: dict[str, Any], control: dict[str, Any]) -> Snapshot:
     }
 
 
+class Counted(Protocol):
+    """The part of `_engine.Engine` that is looked at."""
+
+    def stats(self) -> dict[str, Any]: ...
+    def trace(self, on: bool) -> None: ...
+
+
+class Directory(Protocol):
+    """The part of the control plane that is looked at."""
+
+    def stats(self) -> dict[str, Any]: ...
+
+
+class Eyes:
+    """What one engine shows of itself: its snapshot, metrics and trace, as the settings ask."""
+
+    def __init__(self, engine: Counted, control: Directory, settings: Settings) -> None:
+        """Raises SettingsError when the metrics cannot be offered."""
+        self._engine = engine
+        self._control = control
+        self._exporter = start_exporter(settings, self.look)
+        if settings.trace:
+            engine.trace(True)
+
+    def look(self) -> Snapshot:
+        """The snapshot of this moment."""
+        return snapshot(self._engine.stats(), self._control.stats())
+
+    def close(self) -> None:
+        """Ends the metrics. Idempotent."""
+        if self._exporter is not None:
+            self._exporter.close()
+
+
 def start_exporter(settings: Settings, source: Callable[[], Snapshot]) -> Exporter | None:
-    """Offers the engine's counters to Prometheus, where the settings ask for it.
+    """Offers an engine's counters to Prometheus, where the settings ask for it.
 
     Raises SettingsError when prometheus_client is missing or the port is another program's.
     """

@@ -8,6 +8,7 @@ the tensors that it reads or fills; whoever takes it out of there completes the 
 from __future__ import annotations
 
 import asyncio
+import copy
 import logging
 from collections.abc import Callable, Generator, Iterable
 from typing import TYPE_CHECKING, Any, Protocol
@@ -25,6 +26,7 @@ _NO_DEVICES: list[torch.device] = []
 # Together what Future() does, without its detour over the metaclass.
 _new = torch.futures.Future.__new__
 _begin = torch._C.Future.__init__
+_complete = torch._C.Future.set_result
 
 
 class Directory(Protocol):
@@ -66,7 +68,8 @@ class Flights:
         transfer._filled = filled
         if rank_of is not None:
             transfer._rank_of = rank_of
-        self.running[operation.id] = transfer
+        number = transfer._number = operation.id
+        self.running[number] = transfer
         self.native.watch(operation, False)
         return transfer
 
@@ -108,6 +111,7 @@ class Transfer(torch.futures.Future["torch.Tensor | None"]):
     """
 
     _operation: _engine.Operation
+    _number: int
     _flights: Flights
     _kept: Any
     _rank_of: Callable[[int], int | None] | None = None
@@ -223,21 +227,23 @@ class Transfer(torch.futures.Future["torch.Tensor | None"]):
     def _settle(self) -> None:
         """Takes the result over; the transfer has ended. Several threads may come here at once, so
         each step may be done twice, but for completing the future."""
-        code, text, rail = self._operation.status()
-        if code != 0 and self._error is None:
+        if self._operation.failed and self._error is None:
+            code, text, rail = self._operation.status()
             found = self._operation.report()
             peer = self._flights.name_of(found["peer"])
             path = found["path"] or self._flights.path(found["peer"], found["rails"])
             self._error = errors.from_status(code, text, rail, peer, path)
         self._ended = True
-        if self._flights.running.pop(self._operation.id, None) is None:
+        if self._flights.running.pop(self._number, None) is None:
             return
         self._kept = None
         if self._error is None:
-            self.set_result(self._filled)
+            _complete(self, self._filled)
         else:
             self._filled = None
-            self.set_exception(self._error)  # type: ignore[arg-type]  # As torch does itself.
+            # A copy: what is raised refers to this transfer by its traceback, which would be a
+            # cycle through C++, where the garbage collector cannot see it.
+            self.set_exception(copy.copy(self._error))  # type: ignore[arg-type]
 
     def _still_running(self, timeout: float | None) -> errors.TransferTimeout:
         return errors.TransferTimeout(

@@ -128,6 +128,24 @@ class BareArm(Arm):
         sockets = self.connect(case["rails"])
         return Noise(sockets[0], self.seat.rank == 0, case)
 
+    def offer_meet(self, case: dict[str, Any]) -> Probe:
+        """A new TCP connection, and 8 bytes over it."""
+        listener = socket.create_server(("127.0.0.1", 0)) if self.seat.rank == 1 else None
+        own = listener.getsockname()[1] if listener is not None else 0
+        port = self.seat.exchange(own)[1]
+
+        def once() -> None:
+            if listener is None:
+                with socket.create_connection(("127.0.0.1", port)) as made:
+                    made.sendall(bytes(8))
+                    made.recv(1)
+            else:
+                with listener.accept()[0] as made:
+                    made.recv(8, socket.MSG_WAITALL)
+                    made.sendall(b"k")
+
+        return Steps(once, close=None if listener is None else listener.close)
+
     def connect(self, rails: list[tuple[str, str]]) -> list[socket.socket]:
         """One connected socket a rail, by rank 0's and rank 1's addresses on it."""
         listeners = []

@@ -14,6 +14,7 @@ import torch.distributed as dist
 
 from .base import Arm, BlockSteps, NotOffered, Probe, Steps, Wakes, block_order
 from .flow import Flow
+from .mixed import Mixed
 
 
 class DistributedOps(Arm):
@@ -65,6 +66,42 @@ class DistributedOps(Arm):
         word = torch.tensor([int(go)], dtype=torch.uint8)
         dist.send(word, 1) if self.seat.rank == 0 else dist.recv(word, 0)
         return bool(word.item())
+
+    def offer_mixed(self, case: dict[str, Any]) -> Probe:
+        """Each size in a group of its own; a message is answered with a byte."""
+        rank, peer = self.seat.rank, 1 - self.seat.rank
+
+        def lane(size: int) -> Callable[[bool], bool]:
+            group = dist.new_group([0, 1])
+            x, answer = torch.zeros(size, dtype=torch.uint8), torch.zeros(1, dtype=torch.uint8)
+
+            def once(more: bool) -> bool:
+                if rank == 0:
+                    x[0] = int(more)
+                    dist.send(x, peer, group)
+                    dist.recv(answer, peer, group)
+                    return more
+                dist.recv(x, peer, group)
+                more = bool(x[0])
+                dist.send(answer, peer, group)
+                return more
+
+            return once
+
+        return Mixed(rank, case, lane(case["small"]), lane(case["bytes"]), passive=False)
+
+    def offer_meet(self, case: dict[str, Any]) -> Probe:
+        """A new group of the two, and 8 bytes through it."""
+        x = torch.zeros(8, dtype=torch.uint8)
+
+        def once() -> None:
+            group = dist.new_group([0, 1])
+            if self.seat.rank == 0:
+                dist.send(x, 1, group)
+            else:
+                dist.recv(x, 0, group)
+
+        return Steps(once)
 
     def offer_packed_blocks(self, case: dict[str, Any]) -> Probe:
         """Blocks gathered into one message, and scattered from it."""

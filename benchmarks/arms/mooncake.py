@@ -61,6 +61,18 @@ class MooncakeArm(Arm):
         """transfer_sync_read."""
         return self._one_sided(case, write=False)
 
+    def offer_register(self, case: dict[str, Any]) -> Probe:
+        """register_memory and unregister_memory."""
+        if self.seat.rank > 0:
+            return Idle()
+        mine = self.buffer(case)
+
+        def once() -> None:
+            _good(self.engine.register_memory(mine.ctypes.data, mine.nbytes))
+            _good(self.engine.unregister_memory(mine.ctypes.data))
+
+        return Steps(once, source=mine, passive=True)
+
     def offer_flow(self, case: dict[str, Any]) -> Probe:
         """Writes one after the other."""
         return Flow(self, self.offer_write(case), case)

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from .base import Arm, BlockSteps, Probe, Steps, block_order
+from .base import Arm, BlockSteps, Idle, Probe, Steps, block_order
 from .flow import Flow
 
 
@@ -22,9 +22,9 @@ class NixlArm(Arm):
         super().__init__(seat)
         from nixl._api import nixl_agent, nixl_agent_config
 
-        settings = nixl_agent_config(False, False, 0, backends=["UCX"])
-        self.agent = nixl_agent(f"rank{seat.rank}", settings)
-        self.known = False
+        self.kind = nixl_agent
+        self.settings = nixl_agent_config(False, False, 0, backends=["UCX"])
+        self.agent = nixl_agent(f"rank{seat.rank}", self.settings)
 
     def version(self) -> str:
         """The installed one."""
@@ -41,11 +41,12 @@ class NixlArm(Arm):
     def _close(self, kept: Any) -> None:
         self.agent.deregister_memory(kept)
 
-    def _move(self, transfer: Any) -> None:
+    def _move(self, transfer: Any, agent: Any = None) -> None:
         """Posts a prepared transfer and drives it to its end."""
-        state = self.agent.transfer(transfer)
+        agent = agent or self.agent
+        state = agent.transfer(transfer)
         while state == "PROC":
-            state = self.agent.check_xfer_state(transfer)
+            state = agent.check_xfer_state(transfer)
         if state != "DONE":
             raise OSError(f"nixl: transfer ended as {state}")
 
@@ -76,6 +77,41 @@ class NixlArm(Arm):
     def offer_read(self, case: dict[str, Any]) -> Probe:
         """A transfer that was prepared once."""
         return self._one_sided(case, "READ")
+
+    def offer_register(self, case: dict[str, Any]) -> Probe:
+        """register_memory and deregister_memory."""
+        if self.seat.rank > 0:
+            return Idle()
+        mine = self.buffer(case)
+        spans = [(mine.ctypes.data, mine.nbytes, 0, "")]
+        agent = self.agent
+        return Steps(
+            lambda: agent.deregister_memory(agent.register_memory(spans, "DRAM")),
+            source=mine,
+            passive=True,
+        )
+
+    def offer_meet(self, case: dict[str, Any]) -> Probe:
+        """Two new agents, their metadata, and a write of 8 bytes."""
+        kept = []
+
+        def once() -> None:
+            agent = self.kind(f"meet{len(kept)}-{self.seat.rank}", self.settings)
+            mine = self.buffer(case)
+            agent.register_memory([(mine.ctypes.data, 8, 0, "")], "DRAM")
+            met = self.seat.exchange((agent.get_agent_metadata(), mine.ctypes.data))
+            peer = agent.add_remote_agent(met[1 - self.seat.rank][0])
+            kept.append((agent, mine))
+            if self.seat.rank > 0:
+                while not any(agent.get_new_notifs().values()):
+                    pass
+                return
+            local = agent.get_xfer_descs([(mine.ctypes.data, 8, 0)], "DRAM")
+            there = agent.get_xfer_descs([(met[1][1], 8, 0)], "DRAM")
+            name = peer.decode() if isinstance(peer, bytes) else peer
+            self._move(agent.initialize_xfer("WRITE", local, there, name, b"k"), agent)
+
+        return Steps(once)
 
     def offer_flow(self, case: dict[str, Any]) -> Probe:
         """Writes one after the other."""

@@ -15,12 +15,14 @@ import torch.distributed as dist
 
 import torch_tent as tent
 
-from .base import Arm, BlockSteps, Idle, Probe, Steps, Wakes, block_order
+from .base import Idle, Probe, Steps, Wakes
 from .distributed import DistributedOps, ping_pong
 from .flow import Flow
+from .mixed import Mixed
+from .tent_blocks import BlockOps
 
 
-class TentArm(DistributedOps, Arm):
+class TentArm(BlockOps, DistributedOps):
     """The default engine of this process, with the settings of its environment."""
 
     def __init__(self, seat: Any) -> None:
@@ -123,40 +125,69 @@ class TentArm(DistributedOps, Arm):
         """Writes, two at a time, with the slice trace."""
         return TracedFlow(self, self._one_sided(case, write=True), case)
 
-    # ---- blocks ------------------------------------------------------------------------------
-
-    def offer_write_blocks(self, case: dict[str, Any]) -> Probe:
-        """tent.write_blocks, from arrays of indices."""
-        return self._blocks(case, write=True)
-
-    def offer_read_blocks(self, case: dict[str, Any]) -> Probe:
-        """tent.read_blocks, from arrays of indices."""
-        return self._blocks(case, write=False)
-
-    def offer_submit_blocks(self, case: dict[str, Any]) -> Probe:
-        """The call alone: how long until write_blocks returns, and until its first slice leaves."""
-        return self._blocks(case, write=True, only_call=True)
-
-    def _blocks(self, case: dict[str, Any], write: bool, only_call: bool = False) -> Probe:
-        memory = self.buffer(case)
-        cache = tent.KVCache([torch.from_numpy(memory).view(-1, case["block"])], block_dim=0)
-        ticket = self.seat.exchange(cache.ticket() if self.seat.rank == 1 else b"")[1]
-        sends = write == (self.seat.rank == 0)
-        kept: dict[str, Any] = {"source" if sends else "target": memory, "passive": True}
+    def offer_mixed(self, case: dict[str, Any]) -> Probe:
+        """Writes: the small ones in the foreground, the large ones in the background."""
+        sizes = (case["small"], case["bytes"])
+        tensors = [torch.from_numpy(self.buffer(case | {"bytes": size})) for size in sizes]
+        segments, tickets = [], [b"", b""]
         if self.seat.rank == 1:
-            return BlockSteps(case, lambda: None, close=cache.close, **kept)
-        remote = tent.open(ticket)
-        if only_call:
-            return Submissions(case, cache, remote, memory)
-        source, place = block_order(case)
+            segments = [tent.register(x, access="write") for x in tensors]
+            tickets = [segment.ticket() for segment in segments]
+        tickets = self.seat.exchange(tickets)[1]
+
+        def close() -> None:
+            for segment in segments:
+                segment.close()
+
+        if self.seat.rank == 1:
+            return Idle(close=close)
+        remotes = [tent.open(ticket) for ticket in tickets]
+
+        def small(more: bool) -> bool:
+            tent.write(tensors[0], remotes[0]).wait()
+            return more
+
+        def large(more: bool) -> bool:
+            tent.write(tensors[1], remotes[1], priority="background").wait()
+            return more
+
+        return Mixed(0, case, small, large, passive=True)
+
+    def offer_register(self, case: dict[str, Any]) -> Probe:
+        """register, its ticket, and close."""
+        if self.seat.rank > 0:
+            return Idle()
+        memory = self.buffer(case)
+        x = torch.from_numpy(memory)
 
         def once() -> None:
-            if write:
-                tent.write_blocks(cache, source, remote, place).wait()
-            else:
-                tent.read_blocks(remote, source, cache, place).wait()
+            segment = tent.register(x)
+            segment.ticket()
+            segment.close()
 
-        return BlockSteps(case, once, close=cache.close, **kept)
+        return Steps(once, source=memory, passive=True)
+
+    def offer_meet(self, case: dict[str, Any]) -> Probe:
+        """Two new engines, a ticket, and a write of 8 bytes."""
+        kept: list[Any] = []
+
+        def once() -> None:
+            engine = tent.Engine()
+            x = torch.zeros(8, dtype=torch.uint8)
+            kept.append(engine)
+            if self.seat.rank == 1:
+                segment = engine.register(x, "write")
+                kept.append(segment)
+                self.seat.exchange(segment.ticket())
+            else:
+                ticket = self.seat.exchange(b"")[1]
+                engine.write(x, engine.open(ticket)).wait(10)
+
+        def close() -> None:
+            for one in reversed(kept):
+                one.close()
+
+        return Steps(once, close=close)
 
     def close(self) -> None:
         """Leaves the group, if there is one."""
@@ -190,32 +221,6 @@ class TracedFlow(Flow):
         native.trace(False)
         acked = sorted((entry[6], entry[4], entry[2]) for entry in slices if entry[7])
         return self.report(begin, [(at * 1e-9, size, rail) for at, size, rail in acked], error)
-
-
-class Submissions(BlockSteps):
-    """Times the call of write_blocks, and with the slice trace when its first slice was posted."""
-
-    def __init__(self, case: dict[str, Any], cache: Any, remote: Any, source: Any) -> None:
-        super().__init__(case, lambda: None, source=source, passive=True)
-        self.cache = cache
-        self.remote = remote
-        self.order = block_order(case)
-
-    def run(self, times: int) -> dict[str, Any]:
-        """The calls as samples; in `notes` the seconds from a call to its first slice."""
-        native = tent.engine().native
-        native.trace(True)
-        calls, first = [], []
-        for _ in range(times):
-            native.take_trace()
-            began = time.monotonic_ns()
-            transfer = tent.write_blocks(self.cache, self.order[0], self.remote, self.order[1])
-            calls.append((time.monotonic_ns() - began) * 1e-9)
-            transfer.wait()
-            posted = [entry[5] for entry in native.take_trace()]
-            first.append((min(posted) - began) * 1e-9)
-        native.trace(False)
-        return {"samples": calls, "notes": {"first_slice_s": first}}
 
 
 ARM = TentArm

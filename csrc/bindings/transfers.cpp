@@ -88,7 +88,7 @@ void on_done(Engine& engine, const py::object& callback) {
 
 void watch(Engine& engine, const PythonOperation& operation, bool soon) {
   under_lock(engine, true, [&](Held& held) {
-    held->operations.watch(operation.operation, soon ? Watch::Soon : Watch::Late);
+    held->watch(operation.operation, soon ? Watch::Soon : Watch::Late);
   });
 }
 

@@ -1,8 +1,8 @@
 // Stage: c10d. The process-group backend "tent": turns torch's calls into those of the engine's
 // function table. Made by torch_tent/process_group.py, called by torch on any thread, with the GIL
 // or without. Checks and copies of odd strides happen on the caller's thread; nothing here waits
-// but monitoredBarrier and shutdown. What always holds: collectives of a group carry consecutive
-// numbers, the same on all ranks.
+// but monitoredBarrier and the sum of sparse tensors. What always holds: collectives of a group
+// carry consecutive numbers, the same on all ranks.
 #pragma once
 
 #include <atomic>
@@ -44,6 +44,7 @@ class TentBackend final : public ::c10d::Backend {
 
   WorkRef broadcast(Tensors& tensors, const ::c10d::BroadcastOptions& opts) override;
   WorkRef allreduce(Tensors& tensors, const ::c10d::AllreduceOptions& opts) override;
+  WorkRef allreduce_sparse(Tensors& tensors, const ::c10d::AllreduceOptions& opts) override;
   WorkRef allreduce_coalesced(Tensors& tensors,
                               const ::c10d::AllreduceCoalescedOptions& opts) override;
   WorkRef reduce(Tensors& tensors, const ::c10d::ReduceOptions& opts) override;

@@ -81,6 +81,7 @@ void TentBackend::start_all_reduce(Pending& pending, at::Tensor& tensor, const :
 
 TentBackend::WorkRef TentBackend::allreduce(Tensors& tensors,
                                             const ::c10d::AllreduceOptions& opts) {
+  if (tensors.size() == 1 && tensors[0].is_sparse()) return allreduce_sparse(tensors, opts);
   check_single(complain_as("allreduce"), tensors);
   const auto pending = begin();
   start_all_reduce(*pending, tensors[0], opts.reduceOp, opts.timeout);

@@ -182,7 +182,7 @@ void Execution::describe(const Step& step, const Status& cause) {
     std::set<std::int32_t> silent{step.peer};
     for (const Flight& flight : flights_)
       if (flight.flying) silent.insert(plan_->schedule.steps[flight.step].peer);
-    std::string text = where + " timed out after " + in_seconds(transfers_.now() - started_) +
+    std::string text = where + ": Timed out after " + in_seconds(transfers_.now() - started_) +
                        ", waiting for rank";
     for (std::int32_t rank : silent)
       text += (rank == *silent.begin() ? " " : ", ") + std::to_string(rank);

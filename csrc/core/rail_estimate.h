@@ -29,6 +29,9 @@ class RailEstimate {
   void lost(std::uint64_t bytes) { in_flight_ -= bytes; }  // teaches nothing else
 
   double rate() const { return std::max(current_max_, previous_max_); }  // bytes per ns
+  // The mean over the last busy milliseconds, and at most rate(): what plans and predictions use. A
+  // link that begins with a burst (a token bucket that filled up while it rested) promises nothing.
+  double steady_rate() const;
   bool measured() const { return measured_; }
   // The quickest answer without the time that its own bytes took: known better with the rate.
   TimeNs base_latency() const {
@@ -45,6 +48,7 @@ class RailEstimate {
  private:
   void learn_rate(double sample, bool limited, TimeNs now);
   void learn_base(TimeNs time, std::uint64_t bytes, TimeNs now);
+  void learn_steady(std::uint64_t bytes, TimeNs busy);
   TimeNs round_trip() const { return quickest_.time == kNever ? 0 : quickest_.time; }
 
   const CoreSettings& settings_;
@@ -52,6 +56,7 @@ class RailEstimate {
   // Two buckets make a windowed maximum (rate) and minimum (base latency).
   double current_max_ = 0, previous_max_ = 0;
   TimeNs rate_bucket_ = 0;
+  double steady_bytes_ = 0, steady_time_ = 0;  // delivered, and in how many busy ns
   struct Answer {
     TimeNs time = kNever;
     std::uint64_t bytes = 0;

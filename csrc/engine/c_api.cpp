@@ -66,7 +66,6 @@ TentWork* message(TentEngine* owner, GroupId group_id, Request::Op op, std::int3
 }
 
 // ---- the table
-// -----------------------------------------------------------------------------------
 
 std::uint64_t group_create(TentEngine* owner, std::uint64_t context, std::int32_t rank,
                            std::int32_t size, const std::uint32_t* peers) {

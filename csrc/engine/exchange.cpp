@@ -165,8 +165,12 @@ OperationRef Exchange::start(Request request) {
   return operation;
 }
 
+void Exchange::watch(const OperationRef& operation, Watch watch) {
+  operations.watch(operation, watch);
+  stir();  // one that has ended is told by the next poll() that comes in time
+}
+
 // ---- Transfers
-// -----------------------------------------------------------------------------------
 
 TimeNs Exchange::now() const { return now_ns(); }
 
@@ -196,7 +200,6 @@ TransferId Exchange::recv(PeerId peer, std::uint64_t context, std::uint64_t tag,
 void Exchange::cancel(TransferId id) { node().cancel(id, Code::Cancelled, now_ns()); }
 
 // ---- Links
-// ---------------------------------------------------------------------------------------
 
 Exchange::Port* Exchange::port(LinkId link) {
   const auto found = ports_.find(link);

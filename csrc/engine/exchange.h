@@ -60,6 +60,7 @@ class Exchange final : public Transfers, private Outbox, private Receiver {
   std::vector<int> descriptors() const;  // of the links that are up
 
   OperationRef start(Request request);
+  void watch(const OperationRef& operation, Watch watch);
 
   // Transfers: what collectives use.
   TimeNs now() const override;

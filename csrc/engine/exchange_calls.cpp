@@ -41,7 +41,6 @@ Reach reach_of(const Transport& transport, LinkId link, const Layout& source) {
 }  // namespace
 
 // ---- Outbox: inside a Node call
-// --------------------------------------------------------------------
 
 void Exchange::post(LinkId link, Frame frame) { outgoing_.emplace_back(link, std::move(frame)); }
 
@@ -89,7 +88,6 @@ bool Exchange::reaches(LinkId link, const Layout& source) {
 }
 
 // ---- Receiver: inside a transport's poll() or post()
-// -----------------------------------------------
 
 bool Exchange::frame(LinkId link, const FrameHeader& header, std::span<const std::uint8_t> body) {
   return node_.frame(link, header, body, now_ns()) || malformed(link);

@@ -88,7 +88,7 @@ py::object decode_opening(const std::string& bytes) {
 }
 
 void bind_layout(py::module_& module) {
-  py::class_<Layout>(module, "Layout")
+  py::class_<Layout>(module, "Layout", py::module_local())
       .def(py::init(&to_layout), py::arg("parts"))
       .def_property_readonly("bytes", &Layout::bytes)
       .def_property_readonly("parts", &from_layout)
@@ -116,7 +116,7 @@ void bind_layout(py::module_& module) {
 }
 
 void bind_wire(py::module_& module) {
-  py::class_<Target>(module, "Target")
+  py::class_<Target>(module, "Target", py::module_local())
       .def(py::init([](SegmentId segment, std::uint64_t key, std::uint32_t epoch,
                        const std::vector<PartTuple>& parts) {
              return Target{segment, key, epoch, to_layout(parts)};
@@ -125,7 +125,7 @@ void bind_wire(py::module_& module) {
       .def_property_readonly("fields", [](const Target& t) {
         return py::make_tuple(t.segment, t.key, t.epoch, from_layout(t.layout));
       });
-  py::class_<Message>(module, "Message")
+  py::class_<Message>(module, "Message", py::module_local())
       .def(py::init<>())
       .def_property(
           "kind", [](const Message& m) { return int(m.kind); },
@@ -150,7 +150,7 @@ void bind_wire(py::module_& module) {
           })
       .def_readwrite("target", &Message::target)
       .def("encode", [](const Message& m) { return to_bytes(encode(m)); });
-  py::class_<Opening>(module, "Opening")
+  py::class_<Opening>(module, "Opening", py::module_local())
       .def(py::init<>())
       .def_property(
           "kind", [](const Opening& o) { return int(o.kind); },
@@ -171,7 +171,7 @@ void bind_wire(py::module_& module) {
 }
 
 void bind_segments(py::module_& module) {
-  py::class_<Segments>(module, "Segments")
+  py::class_<Segments>(module, "Segments", py::module_local())
       .def(py::init<>())
       .def("add",
            [](Segments& segments, const std::vector<Span>& planes, bool readable, bool writable,
@@ -198,7 +198,7 @@ void bind_segments(py::module_& module) {
 }
 
 void bind_slicing(py::module_& module) {
-  py::class_<Slicer>(module, "Slicer")
+  py::class_<Slicer>(module, "Slicer", py::module_local())
       .def(py::init<std::uint64_t>(), py::arg("bytes"))
       .def_property_readonly("left", &Slicer::left)
       .def("next",
@@ -210,7 +210,7 @@ void bind_slicing(py::module_& module) {
       .def("give_back", [](Slicer& slicer, std::uint64_t offset, std::uint64_t bytes) {
         slicer.give_back({offset, bytes});
       });
-  py::class_<IntervalSet>(module, "IntervalSet")
+  py::class_<IntervalSet>(module, "IntervalSet", py::module_local())
       .def(py::init<>())
       .def("add", &IntervalSet::add)
       .def("contains", &IntervalSet::contains)
@@ -234,7 +234,7 @@ void bind_scheduler(py::module_& module) {
                const auto views = to_views(links);
                return worth_taking(views.at(mine), views, left);
              });
-  py::class_<Scheduler>(module, "Scheduler")
+  py::class_<Scheduler>(module, "Scheduler", py::module_local())
       .def(py::init<>())
       .def("add",
            [](Scheduler& scheduler, TransferId flow, std::uint64_t left, int priority,
@@ -259,10 +259,10 @@ struct OwnedEstimate {
 };
 
 void bind_estimate(py::module_& module) {
-  py::class_<PostStamp>(module, "PostStamp")
+  py::class_<PostStamp>(module, "PostStamp", py::module_local())
       .def_readonly("posted", &PostStamp::posted)
       .def_readonly("due", &PostStamp::due);
-  py::class_<OwnedEstimate>(module, "RailEstimate")
+  py::class_<OwnedEstimate>(module, "RailEstimate", py::module_local())
       .def(py::init(
                [](double rate_hint, std::uint64_t slice_bytes_min, std::uint64_t slice_bytes_max) {
                  auto settings = std::make_unique<CoreSettings>();

@@ -1,19 +1,20 @@
 """Two engines in this process with relays between them, one per rail: real sockets, real faults.
 
-`near` opens tickets of `far` as the relays would issue them, so that every byte passes a relay.
+The engines' cards name the relays, so that every byte passes one, whoever connects.
 """
 
 from __future__ import annotations
 
 import itertools
-from typing import Self
+from typing import Any, Self
 
 import msgspec
 import torch
 
 import torch_tent as tent
+from torch_tent.card import Card
 from torch_tent.demo.rails import Relays
-from torch_tent.ticket import Ticket
+from torch_tent.demo.relay import Side
 
 CANARY = 0xA5
 MIB = 1 << 20
@@ -23,39 +24,36 @@ _places = itertools.count(1)
 class Rig:
     """`rails` TCP rails of `rate` bytes per second each, from `near` to `far`."""
 
-    def __init__(self, rails: int = 3, rate: float = 60e6, **settings: object) -> None:
+    def __init__(self, rails: int = 3, rate: float = 60e6, **settings: Any) -> None:
         place = next(_places) % 250
-        hosts = {end: [f"127.{end}.{place}.{i + 1}" for i in range(rails)] for end in (81, 82, 83)}
-
-        def engine(end: int, name: str) -> tent.Engine:
-            chosen = {"transports": ("tcp",), "rails": tuple(hosts[end]), **settings}
-            return tent.Engine(tent.Settings(**chosen), name=name)
-
-        self.near, self.far = engine(81, "near"), engine(82, "far")
-        # Far cannot dial back around the relays, as if near were behind a NAT.
-        site = self.near._control._site
-        object.__setattr__(site, "card", msgspec.structs.replace(site.card, addresses=()))
-        targets = [(a.host, a.port) for a in self.far.card.addresses]
-        self.relays = Relays(hosts[83], targets, rate)
+        near = [f"127.81.{place}.{i + 1}" for i in range(rails)]
+        far = [f"127.82.{place}.{i + 1}" for i in range(rails)]
         self.rails = rails
+        self.relays = Relays(list(zip(near, far, strict=True)), rate)
+        self.near = self._engine("near", near, settings)
+        self.far = self._engine("far", far, settings)
 
-    def ticket(self, ticket: bytes) -> bytes:
-        """The ticket of a `far` segment, with the relays' addresses in it."""
-        found = Ticket.decode(ticket)
-        addresses = tuple(
-            msgspec.structs.replace(address, host=host, port=port)
-            for address, (host, port) in zip(
-                found.card.addresses, self.relays.addresses, strict=True
+    def _engine(self, side: Side, hosts: list[str], settings: dict[str, Any]) -> tent.Engine:
+        """An engine whose card names the relays' doors: whoever dials, dials a relay."""
+
+        def advertise(card: Card) -> Card:
+            self.relays.lead(side, [(a.host, a.port) for a in card.addresses])
+            addresses = tuple(
+                msgspec.structs.replace(address, host=host, port=port)
+                for address, (host, port) in zip(
+                    card.addresses, self.relays.doors(side), strict=True
+                )
             )
-        )
-        card = msgspec.structs.replace(found.card, addresses=addresses)
-        return msgspec.structs.replace(found, card=card).encode()
+            return msgspec.structs.replace(card, addresses=addresses)
+
+        chosen = tent.Settings(transports=("tcp",), rails=tuple(hosts), **settings)
+        return tent.Engine(chosen, name=side, advertise=advertise)
 
     def carry(self) -> int:
         """Writes a few MiB; returns how many rails took part."""
         landing = torch.zeros(8 * MIB, dtype=torch.uint8)
         with self.far.register(landing, access="read-write") as segment:
-            remote = self.near.open(self.ticket(segment.ticket()))
+            remote = self.near.open(segment.ticket())
             transfer = self.near.write(torch.ones_like(landing), remote)
             transfer.wait(30)
         return sum(size > 0 for size in transfer.report()["rails"].values())

@@ -41,7 +41,7 @@ def test_no_stray_byte_lands_after_a_write_has_ended(end: str, seed: int) -> Non
         for _ in range(4):
             landing = torch.zeros(SIZE, dtype=torch.uint8)
             segment = rig.far.register(landing, access="read-write")
-            remote = rig.near.open(rig.ticket(segment.ticket()))
+            remote = rig.near.open(segment.ticket())
             rig.warm()
             timeout = chance.uniform(0.005, 0.08) if end == "timeout" else None
             transfer = rig.near.write(pattern(SIZE, seed), remote, timeout=timeout)
@@ -75,7 +75,7 @@ def test_no_stray_byte_lands_after_a_cancel_during_a_fault(fault: str, seed: int
     with Rig(rate=20e6) as rig:
         landing = torch.zeros(SIZE, dtype=torch.uint8)
         with rig.far.register(landing, access="read-write") as segment:
-            remote = rig.near.open(rig.ticket(segment.ticket()))
+            remote = rig.near.open(segment.ticket())
             rig.warm()
             transfer = rig.near.write(pattern(SIZE, seed), remote)
             started(rig, landing)
@@ -96,7 +96,7 @@ def test_a_read_that_was_cancelled_writes_nothing_more(seed: int) -> None:
     with Rig(rate=20e6) as rig:
         source, landing = pattern(SIZE, seed), torch.zeros(SIZE, dtype=torch.uint8)
         with rig.far.register(source, access="read") as segment:
-            remote = rig.near.open(rig.ticket(segment.ticket()))
+            remote = rig.near.open(segment.ticket())
             transfer = rig.near.read(remote, landing)
             started(rig, landing)
             transfer.cancel()
@@ -112,7 +112,7 @@ def test_a_write_that_ended_does_not_read_its_source_any_more(seed: int) -> None
     with Rig(rate=20e6) as rig:
         landing = torch.zeros(SIZE, dtype=torch.uint8)
         with rig.far.register(landing, access="read-write") as segment:
-            remote = rig.near.open(rig.ticket(segment.ticket()))
+            remote = rig.near.open(segment.ticket())
             rig.warm()
             source = pattern(SIZE, seed)
             transfer = rig.near.write(source, remote)
@@ -134,7 +134,7 @@ def test_revoked_blocks_are_the_owners_at_once(seed: int) -> None:
     with Rig(rate=20e6) as rig:
         theirs, mine = cache(0), cache(1)
         far, near = tent.KVCache(theirs, engine=rig.far), tent.KVCache(mine, engine=rig.near)
-        remote = rig.near.open(rig.ticket(far.ticket()))
+        remote = rig.near.open(far.ticket())
         rig.warm()
         blocks = chance.sample(range(BLOCKS), BLOCKS // 2)
         transfer = rig.near.write_blocks(near, blocks, remote, blocks, notify=b"stale")
@@ -150,7 +150,7 @@ def test_revoked_blocks_are_the_owners_at_once(seed: int) -> None:
         settle(rig)
         assert all((layer[blocks] == CANARY).all() for layer in theirs)
         assert list(far.notifications()) == []
-        fresh = rig.near.open(rig.ticket(far.ticket()))  # a new ticket opens them again
+        fresh = rig.near.open(far.ticket())  # a new ticket opens them again
         rig.near.write_blocks(near, blocks, fresh, blocks, notify=b"fresh").wait(30)
         assert all((layer[blocks] == 1).all() for layer in theirs)
         assert [note.payload for note in far.notifications()] == [b"fresh"]
@@ -170,7 +170,7 @@ def test_each_notification_comes_once_after_all_its_bytes(seed: int) -> None:
     with Rig(rate=60e6) as rig:
         theirs, mine = cache(0), cache(0)
         far, near = tent.KVCache(theirs, engine=rig.far), tent.KVCache(mine, engine=rig.near)
-        remote = rig.near.open(rig.ticket(far.ticket()))
+        remote = rig.near.open(far.ticket())
         rig.warm()
         everything = list(range(BLOCKS))
         for value, fault in enumerate(FAULTS, start=1):

@@ -49,7 +49,7 @@ def test_a_rail_that_fails_in_the_middle_of_a_write_is_not_noticed(fault: str) -
     with Rig() as rig:
         source, landing = pattern(SIZE, 1), torch.zeros(SIZE, dtype=torch.uint8)
         with rig.far.register(landing, access="write") as segment:
-            remote = rig.near.open(rig.ticket(segment.ticket()))
+            remote = rig.near.open(segment.ticket())
             rig.warm()
             before, began = moved(rig), time.monotonic_ns()
             transfer = rig.near.write(source, remote)
@@ -67,7 +67,7 @@ def test_a_rail_that_fails_in_the_middle_of_a_read_is_not_noticed(fault: str) ->
     with Rig() as rig:
         source, landing = pattern(SIZE, 1), torch.zeros(SIZE, dtype=torch.uint8)
         with rig.far.register(source, access="read") as segment:
-            remote = rig.near.open(rig.ticket(segment.ticket()))
+            remote = rig.near.open(segment.ticket())
             rig.warm()
             transfer = rig.near.read(remote, landing)
             wait_for(lambda: bool(landing[: SIZE // 8].any()), "the first bytes")
@@ -81,7 +81,7 @@ def test_every_rail_but_one_fails_and_heals() -> None:
     with Rig() as rig:
         source, landing = pattern(SIZE, 2), torch.zeros(SIZE, dtype=torch.uint8)
         with rig.far.register(landing, access="read-write") as segment:
-            remote = rig.near.open(rig.ticket(segment.ticket()))
+            remote = rig.near.open(segment.ticket())
             rig.warm()
             for rail in (0, 2):
                 rig.relays.cut(rail)
@@ -106,7 +106,7 @@ def test_a_cut_of_all_rails_that_heals_is_survived() -> None:
     with Rig(rails=2, peer_timeout_s=20.0) as rig:
         source, landing = pattern(SIZE // 2, 3), torch.zeros(SIZE // 2, dtype=torch.uint8)
         with rig.far.register(landing, access="read-write") as segment:
-            remote = rig.near.open(rig.ticket(segment.ticket()))
+            remote = rig.near.open(segment.ticket())
             rig.warm()
             transfer = rig.near.write(source, remote)
             for rail in range(rig.rails):
@@ -124,7 +124,7 @@ def test_random_schedules_of_faults(seed: int) -> None:
         size = 6 * MIB
         landing = torch.zeros(size, dtype=torch.uint8)
         with rig.far.register(landing, access="read-write") as segment:
-            remote = rig.near.open(rig.ticket(segment.ticket()))
+            remote = rig.near.open(segment.ticket())
             rig.warm()
             broken: set[int] = set()
             for round_ in range(20):

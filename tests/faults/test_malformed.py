@@ -197,12 +197,19 @@ def test_a_stale_key_is_refused_after_close(victim: Victim) -> None:
 @settings(
     max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )
-@given(st.lists(st.binary(min_size=1, max_size=300), min_size=1, max_size=4), st.data())
-def test_noise_never_hangs_crashes_or_writes(chunks: list[bytes], data: st.DataObject) -> None:
+@given(
+    st.lists(
+        st.tuples(
+            st.sampled_from([frames.OPEN, frames.CONTROL]), st.binary(min_size=1, max_size=300)
+        ),
+        min_size=1,
+        max_size=4,
+    )
+)
+def test_noise_never_hangs_crashes_or_writes(chunks: list[tuple[int, bytes]]) -> None:
     victim = Victim()
     try:
-        for number, noise in enumerate(chunks, start=1):
-            kind = data.draw(st.sampled_from([frames.OPEN, frames.CONTROL]))
+        for number, (kind, noise) in enumerate(chunks, start=1):
             frame = Frame(kind, noise, sequence=number, flow=FLOW, control=number)
             try:
                 victim.attack.sendall(frame.pack())
