@@ -1,11 +1,14 @@
 // Stage: scheduler. Delivery-rate estimation per link; see the header for the rules.
 #include "core/rail_estimate.h"
 
+#include <utility>
+
 namespace tent {
 
 namespace {
 constexpr double kRatePrior = 0.125;  // bytes per ns, until the first sample: 1 Gbit/s
-constexpr double kProbeGain = 1.25;  // the window leaves room to find out that more would go
+constexpr double kRateMin = 1e-6;     // 1 kB/s: nothing divides by less
+constexpr double kProbeGain = 1.25;   // the window leaves room to find out that more would go
 constexpr std::uint64_t kAlign = 4096;
 constexpr TimeNs kBaseWindow = 5 * kSecond;
 constexpr TimeNs kOverdueUnmeasured = 100 * kMillisecond;
@@ -17,7 +20,7 @@ RailEstimate::RailEstimate(const CoreSettings& settings, double rate_hint,
       slice_bytes_max_(slice_bytes_max == 0 ? settings.slice_bytes_max
                                             : std::min(slice_bytes_max, settings.slice_bytes_max)),
       growth_(4 * settings.slice_bytes_min) {
-  current_max_ = rate_hint > 0 ? rate_hint : kRatePrior;
+  current_max_ = rate_hint > 0 ? std::max(rate_hint, kRateMin) : kRatePrior;
 }
 
 PostStamp RailEstimate::posted(std::uint64_t bytes, TimeNs now) {
@@ -50,11 +53,11 @@ void RailEstimate::acked(const PostStamp& stamp, std::uint64_t bytes, TimeNs now
     learn_rate(double(delivered_ - stamp.delivered) / double(interval), stamp.limited, now);
     learn_steady(bytes, std::max<TimeNs>(busy, 0));
   }
-  const TimeNs work = TimeNs(double(bytes) / rate());
-  learn_base(std::max<TimeNs>(0, now - stamp.posted - work), now);
+  learn_base(now - stamp.posted, bytes, now);
 }
 
 void RailEstimate::learn_rate(double sample, bool limited, TimeNs now) {
+  sample = std::max(sample, kRateMin);
   if (!measured_) {  // a hint is not a measurement
     measured_ = true;
     current_max_ = sample;
@@ -85,14 +88,14 @@ double RailEstimate::steady_rate() const {
   return steady_time_ > 0 ? std::min(rate(), steady_bytes_ / steady_time_) : rate();
 }
 
-void RailEstimate::learn_base(TimeNs sample, TimeNs now) {
+void RailEstimate::learn_base(TimeNs time, std::uint64_t bytes, TimeNs now) {
   if (now - base_bucket_ > kBaseWindow) {
-    base_ = base_next_;
-    base_next_ = kNever;
+    quickest_ = std::exchange(quickest_next_, {});
     base_bucket_ = now;
   }
-  base_ = std::min(base_, sample);
-  base_next_ = std::min(base_next_, sample);
+  const Answer answer{time, bytes};
+  if (time < quickest_.time) quickest_ = answer;
+  if (time < quickest_next_.time) quickest_next_ = answer;
 }
 
 std::uint64_t RailEstimate::slice_bytes() const {
@@ -104,7 +107,10 @@ std::uint64_t RailEstimate::slice_bytes() const {
 }
 
 std::uint64_t RailEstimate::window() const {
-  const double delay = double(settings_.target_delay + base_latency());
+  // Half more than the rate needs over the round trip: a rate that was measured too low, because
+  // the window was small, must not keep it small; and from two slices it takes half more to get
+  // three.
+  const double delay = double(settings_.target_delay) + 1.5 * double(round_trip());
   const auto wanted = std::uint64_t(std::min(rate(), kProbeGain * steady_rate()) * delay);
   return std::max(std::min(growth_, wanted), 2 * settings_.slice_bytes_min);
 }

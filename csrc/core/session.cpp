@@ -78,6 +78,8 @@ void Session::link_down(LinkId id, TimeNs now) {
     flows.push_back(frame.flow);
     ++transfer->report.fences;
   }
+  // Another link may have left a flow to this one: it is asked again.
+  dialogue_.out.each([](Outbound& outbound) { outbound.reach.clear(); });
   ++host_.totals.fences;
   if (links_.empty()) next_dial_ = now;  // the last one: do not wait for the turn of a dial
   Message fence;
