@@ -70,7 +70,7 @@ torch_tent_autoload.register()
 suite = load_suite()
 
 
-class TestBackend(suite.TestDistBackend, suite.DistributedTest._DistTestBase):  # type: ignore[name-defined,misc]
+class TestBackend(suite.TestDistBackend, suite.DistributedTest._DistTestBase):
     """The suite's tests. Each runs in processes of its own, forked from one that has imported all
     this, so that they start in milliseconds instead of many seconds."""
 
