@@ -104,6 +104,19 @@ def test_transfers_end_without_anybody_waiting() -> None:
         assert np.array_equal(x, y)
 
 
+def test_the_other_same_host_link_carries_on_when_the_better_one_dies() -> None:
+    size = 64 << 20
+    with pair(["shm", "cma"]) as two:
+        memory, y = two.a.allocate(size), np.zeros(size, np.uint8)
+        x = np.frombuffer(memory, np.uint8)
+        x[:] = noise(size)
+        recv, send = two.recv(y), two.send(x)
+        two.a.close_link(min(two.links), "a test wants it")
+        assert succeeded(recv, send)
+        assert np.array_equal(x, y)
+        assert send.report()["rails"]["cma"][0] > 0
+
+
 def test_many_sleepers_are_all_served() -> None:
     with pair(["shm"]) as two:
         boxes = [np.zeros(8, np.uint8) for _ in range(16)]

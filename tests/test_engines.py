@@ -119,7 +119,8 @@ def test_the_default_engine_is_made_once_and_anew_after_it_was_closed() -> None:
     assert len(set(map(id, found))) == 1
     first = found[0]
     assert tent.engine() is first
-    assert tent.stats() == first.stats()
+    assert tent.stats().keys() == first.stats().keys()
+    assert tent.stats()["name"] == first.card.name
     first.close()
     assert default.engine() is not first
     assert tent.empty(3).shape == (3,)

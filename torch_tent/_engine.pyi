@@ -36,6 +36,9 @@ class Operation:
     def done(self) -> bool: ...
     def wait(self, timeout: float | None) -> bool:
         """Drives the engine until the transfer ended; False when `timeout` passed first."""
+    @property
+    def failed(self) -> bool:
+        """Whether it ended with an error: the quick part of `status`."""
     def status(self) -> tuple[int, str, str]:
         """`(code, text, rail)`; code 0 is success, see Code in csrc/core/types.h."""
     def report(self) -> dict[str, Any]:

@@ -64,7 +64,7 @@ class Engine:
         self.native.on_done(_tell(weakref.ref(self.flights)))
         self._own_name = self.card.name
         self.forked = False  # True in a child of the process that made it
-        self._closed = False
+        self.closed = False
         self._groups: weakref.WeakKeyDictionary[Any, groups.Group] = weakref.WeakKeyDictionary()
         self._latest: tuple[Any, groups.Group | None] = (_nothing, None)
         # In this order: the control plane waits for the data plane's events.
@@ -289,17 +289,12 @@ class Engine:
         """See `torch_tent.stats`."""
         return self._eyes.look()
 
-    @property
-    def closed(self) -> bool:
-        """Whether `close` was called."""
-        return self._closed
-
     def close(self) -> None:
         """Ends every transfer with an error and every thread; peers are told. Idempotent."""
-        self._closed = True
+        self.closed = True
         self._closer()
 
-    def forget(self, forked: forks.Forked) -> None:
+    def _forget(self, forked: forks.Forked) -> None:
         """In a child of the process that made it: nothing of it is used, or closed at exit."""
         self.forked = True
         self._closer.detach()

@@ -42,7 +42,7 @@ def watch(engine: Engine) -> None:
 
 def _in_child() -> None:
     for engine in list(_watched):
-        engine.forget(Forked())
+        engine._forget(Forked())
 
 
 os.register_at_fork(after_in_child=_in_child)

@@ -37,7 +37,8 @@ DTYPE_NAMES = {str(dtype).removeprefix("torch."): dtype for dtype in DTYPE_CODES
 
 _Tensor = torch.Tensor
 _strided = torch.strided
-_code_of = DTYPE_CODES.get
+# Of the dtypes that cannot be lazily conjugated: most tensors are of one, and need one look less.
+_real_code_of = {d: code for d, code in DTYPE_CODES.items() if not d.is_complex}.get
 _contiguous = _engine.Layout.contiguous
 
 
@@ -49,8 +50,8 @@ def source(x: Any) -> tuple[torch.Tensor, _engine.Layout, int]:
     Raises TypeError or ValueError where there is no CPU memory to read.
     """
     if type(x) is _Tensor and x.is_cpu and x.layout is _strided and x.is_contiguous():
-        code = _code_of(x.dtype)
-        if code is not None and not x.is_conj() and not x.is_neg():
+        code = _real_code_of(x.dtype)
+        if code is not None and not x.is_neg():
             return x, _contiguous(x.data_ptr(), x.nbytes), code
     tensor = _checked(x, "source", writable=False)
     tensor = tensor.detach().resolve_conj().resolve_neg()
@@ -67,9 +68,8 @@ def destination(x: Any) -> tuple[torch.Tensor, _engine.Layout, int]:
     share a place, or autograd needs the old values.
     """
     if type(x) is _Tensor and x.is_cpu and x.layout is _strided and x.is_contiguous():
-        code = _code_of(x.dtype)
-        plain = not (x.is_conj() or x.is_neg() or x.requires_grad)
-        if code is not None and plain:
+        code = _real_code_of(x.dtype)
+        if code is not None and not x.is_neg() and not x.requires_grad:
             return x, _contiguous(x.data_ptr(), x.nbytes), code
     tensor = _checked(x, "destination", writable=True)
     check_fillable(tensor)

@@ -26,6 +26,7 @@ _NO_DEVICES: list[torch.device] = []
 # Together what Future() does, without its detour over the metaclass.
 _new = torch.futures.Future.__new__
 _begin = torch._C.Future.__init__
+_complete = torch._C.Future.set_result
 
 
 class Directory(Protocol):
@@ -67,7 +68,8 @@ class Flights:
         transfer._filled = filled
         if rank_of is not None:
             transfer._rank_of = rank_of
-        self.running[operation.id] = transfer
+        number = transfer._number = operation.id
+        self.running[number] = transfer
         self.native.watch(operation, False)
         return transfer
 
@@ -109,6 +111,7 @@ class Transfer(torch.futures.Future["torch.Tensor | None"]):
     """
 
     _operation: _engine.Operation
+    _number: int
     _flights: Flights
     _kept: Any
     _rank_of: Callable[[int], int | None] | None = None
@@ -224,18 +227,18 @@ class Transfer(torch.futures.Future["torch.Tensor | None"]):
     def _settle(self) -> None:
         """Takes the result over; the transfer has ended. Several threads may come here at once, so
         each step may be done twice, but for completing the future."""
-        code, text, rail = self._operation.status()
-        if code != 0 and self._error is None:
+        if self._operation.failed and self._error is None:
+            code, text, rail = self._operation.status()
             found = self._operation.report()
             peer = self._flights.name_of(found["peer"])
             path = found["path"] or self._flights.path(found["peer"], found["rails"])
             self._error = errors.from_status(code, text, rail, peer, path)
         self._ended = True
-        if self._flights.running.pop(self._operation.id, None) is None:
+        if self._flights.running.pop(self._number, None) is None:
             return
         self._kept = None
         if self._error is None:
-            self.set_result(self._filled)
+            _complete(self, self._filled)
         else:
             self._filled = None
             # A copy: what is raised refers to this transfer by its traceback, which would be a

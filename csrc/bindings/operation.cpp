@@ -102,6 +102,8 @@ void bind_operation(py::module_& module) {
       .def_property_readonly("id", [](const PythonOperation& self) { return self.operation->id; })
       .def("done", [](const PythonOperation& self) { return self.operation->ready(); })
       .def("wait", &wait, py::arg("timeout"))
+      .def_property_readonly(
+          "failed", [](const PythonOperation& self) { return !report_of(self).status.ok(); })
       .def("status", &status)
       .def("report", &report)
       .def("cancel", &cancel);

@@ -8,7 +8,7 @@ namespace tent {
 LinkView Link::view() const {
   return {id_,
           info_.kind,
-          estimate_.rate(),
+          estimate_.steady_rate(),
           estimate_.base_latency(),
           estimate_.in_flight(),
           estimate_.slice_bytes(),

@@ -1,10 +1,14 @@
 // Stage: scheduler. Delivery-rate estimation per link; see the header for the rules.
 #include "core/rail_estimate.h"
 
+#include <utility>
+
 namespace tent {
 
 namespace {
 constexpr double kRatePrior = 0.125;  // bytes per ns, until the first sample: 1 Gbit/s
+constexpr double kRateMin = 1e-6;     // 1 kB/s: nothing divides by less
+constexpr double kProbeGain = 1.25;   // the window leaves room to find out that more would go
 constexpr std::uint64_t kAlign = 4096;
 constexpr TimeNs kBaseWindow = 5 * kSecond;
 constexpr TimeNs kOverdueUnmeasured = 100 * kMillisecond;
@@ -16,7 +20,7 @@ RailEstimate::RailEstimate(const CoreSettings& settings, double rate_hint,
       slice_bytes_max_(slice_bytes_max == 0 ? settings.slice_bytes_max
                                             : std::min(slice_bytes_max, settings.slice_bytes_max)),
       growth_(4 * settings.slice_bytes_min) {
-  current_max_ = rate_hint > 0 ? rate_hint : kRatePrior;
+  current_max_ = rate_hint > 0 ? std::max(rate_hint, kRateMin) : kRatePrior;
 }
 
 PostStamp RailEstimate::posted(std::uint64_t bytes, TimeNs now) {
@@ -28,7 +32,7 @@ PostStamp RailEstimate::posted(std::uint64_t bytes, TimeNs now) {
   stamp.delivered = delivered_;
   in_flight_ += bytes;
   stamp.limited = in_flight_ * 2 < window();
-  const TimeNs predicted = TimeNs(double(in_flight_) / rate()) + base_latency();
+  const TimeNs predicted = TimeNs(double(in_flight_) / steady_rate()) + base_latency();
   const TimeNs patience =
       std::max(settings_.overdue_min, TimeNs(settings_.overdue_factor * double(predicted)));
   stamp.due = now + (measured_ ? patience : std::max(patience, kOverdueUnmeasured));
@@ -38,6 +42,7 @@ PostStamp RailEstimate::posted(std::uint64_t bytes, TimeNs now) {
 void RailEstimate::acked(const PostStamp& stamp, std::uint64_t bytes, TimeNs now) {
   in_flight_ -= bytes;
   delivered_ += bytes;
+  const TimeNs busy = now - std::max(delivered_at_, stamp.posted + base_latency());
   delivered_at_ = now;
   first_posted_ = stamp.posted;
   growth_ = std::min(growth_ + bytes, std::uint64_t(1) << 40);
@@ -46,12 +51,13 @@ void RailEstimate::acked(const PostStamp& stamp, std::uint64_t bytes, TimeNs now
   const TimeNs interval = std::max(now - stamp.delivered_at, stamp.posted - stamp.first_posted);
   if (bytes >= settings_.slice_bytes_min / 2 && interval > 0) {
     learn_rate(double(delivered_ - stamp.delivered) / double(interval), stamp.limited, now);
+    learn_steady(bytes, std::max<TimeNs>(busy, 0));
   }
-  const TimeNs work = TimeNs(double(bytes) / rate());
-  learn_base(std::max<TimeNs>(0, now - stamp.posted - work), now);
+  learn_base(now - stamp.posted, bytes, now);
 }
 
 void RailEstimate::learn_rate(double sample, bool limited, TimeNs now) {
+  sample = std::max(sample, kRateMin);
   if (!measured_) {  // a hint is not a measurement
     measured_ = true;
     current_max_ = sample;
@@ -69,18 +75,31 @@ void RailEstimate::learn_rate(double sample, bool limited, TimeNs now) {
   current_max_ = std::max(current_max_, sample);
 }
 
-void RailEstimate::learn_base(TimeNs sample, TimeNs now) {
+void RailEstimate::learn_steady(std::uint64_t bytes, TimeNs busy) {
+  steady_bytes_ += double(bytes);
+  steady_time_ += double(busy);
+  const double kept = double(4 * settings_.target_delay);
+  if (steady_time_ <= kept) return;
+  steady_bytes_ *= kept / steady_time_;
+  steady_time_ = kept;
+}
+
+double RailEstimate::steady_rate() const {
+  return steady_time_ > 0 ? std::min(rate(), steady_bytes_ / steady_time_) : rate();
+}
+
+void RailEstimate::learn_base(TimeNs time, std::uint64_t bytes, TimeNs now) {
   if (now - base_bucket_ > kBaseWindow) {
-    base_ = base_next_;
-    base_next_ = kNever;
+    quickest_ = std::exchange(quickest_next_, {});
     base_bucket_ = now;
   }
-  base_ = std::min(base_, sample);
-  base_next_ = std::min(base_next_, sample);
+  const Answer answer{time, bytes};
+  if (time < quickest_.time) quickest_ = answer;
+  if (time < quickest_next_.time) quickest_next_ = answer;
 }
 
 std::uint64_t RailEstimate::slice_bytes() const {
-  const auto wanted = std::uint64_t(rate() * double(settings_.slice_time));
+  const auto wanted = std::uint64_t(steady_rate() * double(settings_.slice_time));
   const std::uint64_t most = std::min(slice_bytes_max_, growth_ / 4);
   const std::uint64_t bytes =
       std::clamp(wanted, settings_.slice_bytes_min, std::max(most, settings_.slice_bytes_min));
@@ -88,13 +107,16 @@ std::uint64_t RailEstimate::slice_bytes() const {
 }
 
 std::uint64_t RailEstimate::window() const {
-  const double delay = double(settings_.target_delay + base_latency());
-  const auto wanted = std::uint64_t(rate() * delay);
+  // Half more than the rate needs over the round trip: a rate that was measured too low, because
+  // the window was small, must not keep it small; and from two slices it takes half more to get
+  // three.
+  const double delay = double(settings_.target_delay) + 1.5 * double(round_trip());
+  const auto wanted = std::uint64_t(std::min(rate(), kProbeGain * steady_rate()) * delay);
   return std::max(std::min(growth_, wanted), 2 * settings_.slice_bytes_min);
 }
 
 TimeNs RailEstimate::eta(std::uint64_t bytes) const {
-  return TimeNs(double(in_flight_ + bytes) / rate()) + base_latency();
+  return TimeNs(double(in_flight_ + bytes) / steady_rate()) + base_latency();
 }
 
 }  // namespace tent

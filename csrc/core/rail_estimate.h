@@ -29,8 +29,15 @@ class RailEstimate {
   void lost(std::uint64_t bytes) { in_flight_ -= bytes; }  // teaches nothing else
 
   double rate() const { return std::max(current_max_, previous_max_); }  // bytes per ns
+  // The mean over the last busy milliseconds, and at most rate(): what plans and predictions use. A
+  // link that begins with a burst (a token bucket that filled up while it rested) promises nothing.
+  double steady_rate() const;
   bool measured() const { return measured_; }
-  TimeNs base_latency() const { return base_ == kNever ? 0 : base_; }
+  // The quickest answer without the time that its own bytes took: known better with the rate.
+  TimeNs base_latency() const {
+    if (quickest_.time == kNever) return 0;
+    return std::max<TimeNs>(0, quickest_.time - TimeNs(double(quickest_.bytes) / rate()));
+  }
   std::uint64_t in_flight() const { return in_flight_; }
   std::uint64_t window() const;
   std::uint64_t slice_bytes() const;
@@ -40,14 +47,22 @@ class RailEstimate {
 
  private:
   void learn_rate(double sample, bool limited, TimeNs now);
-  void learn_base(TimeNs sample, TimeNs now);
+  void learn_base(TimeNs time, std::uint64_t bytes, TimeNs now);
+  void learn_steady(std::uint64_t bytes, TimeNs busy);
+  TimeNs round_trip() const { return quickest_.time == kNever ? 0 : quickest_.time; }
 
   const CoreSettings& settings_;
   std::uint64_t slice_bytes_max_;
   // Two buckets make a windowed maximum (rate) and minimum (base latency).
   double current_max_ = 0, previous_max_ = 0;
   TimeNs rate_bucket_ = 0;
-  TimeNs base_ = kNever, base_next_ = kNever, base_bucket_ = 0;
+  double steady_bytes_ = 0, steady_time_ = 0;  // delivered, and in how many busy ns
+  struct Answer {
+    TimeNs time = kNever;
+    std::uint64_t bytes = 0;
+  };
+  Answer quickest_, quickest_next_;
+  TimeNs base_bucket_ = 0;
   bool measured_ = false;
   std::uint64_t in_flight_ = 0, delivered_ = 0;
   std::uint64_t growth_;  // slow start: the window may not exceed this

@@ -32,7 +32,7 @@ class Histogram {
   TimeNs max() const { return max_; }
 
   // Lowest duration of the bucket in microseconds; that of index + 1 is where it ends.
-  static std::uint64_t lowest_us(int index) {
+  static constexpr std::uint64_t lowest_us(int index) {
     if (index < kLinear) return std::uint64_t(index);
     const int octave = (index - kLinear) / kPerOctave, step = (index - kLinear) % kPerOctave;
     return std::uint64_t(kPerOctave + step) << (octave + 1);
@@ -48,17 +48,27 @@ class Histogram {
     return double(max_) * 1e-9;
   }
 
- private:
-  static int bucket(std::uint64_t us) {
+  static constexpr int bucket(std::uint64_t us) {
     if (us < kLinear) return int(us);
     const int octave = std::bit_width(us) - 7;  // 64..127 is octave 0
     const int step = int(us >> (octave + 1)) - kPerOctave;
     return std::min(kLinear + octave * kPerOctave + step, kBuckets - 1);
   }
 
+ private:
   std::array<std::uint64_t, kBuckets> counts_{};
   std::uint64_t count_ = 0;
   TimeNs sum_ = 0, max_ = 0;
 };
+
+// Each bucket begins where the one before it ends, and holds what it says.
+static_assert([] {
+  for (int index = 0; index < Histogram::kBuckets; ++index) {
+    const std::uint64_t lowest = Histogram::lowest_us(index);
+    const std::uint64_t next = Histogram::lowest_us(index + 1);
+    if (Histogram::bucket(lowest) != index || Histogram::bucket(next - 1) != index) return false;
+  }
+  return true;
+}());
 
 }  // namespace tent

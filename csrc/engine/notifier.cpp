@@ -17,12 +17,16 @@ void Notifier::on_done(OnDone callback) {
 }
 
 void Notifier::add(Aftermath&& aftermath) {
-  const std::lock_guard lock(shared_->mutex);
-  if (shared_->stopping) return;
-  auto& ids = shared_->ids;
-  auto& calls = shared_->calls;
-  ids.insert(ids.end(), aftermath.watched.begin(), aftermath.watched.end());
-  calls.insert(calls.end(), aftermath.end_calls.begin(), aftermath.end_calls.end());
+  // Waking this thread for nothing costs the sleeper that was just woken its processor.
+  if (aftermath.watched.empty() && aftermath.end_calls.empty()) return;
+  {
+    const std::lock_guard lock(shared_->mutex);
+    if (shared_->stopping) return;
+    auto& ids = shared_->ids;
+    auto& calls = shared_->calls;
+    ids.insert(ids.end(), aftermath.watched.begin(), aftermath.watched.end());
+    calls.insert(calls.end(), aftermath.end_calls.begin(), aftermath.end_calls.end());
+  }
   shared_->wanted.notify_one();
 }
 

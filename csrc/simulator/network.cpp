@@ -348,7 +348,7 @@ void Network::check_loss(const Pairing& p, int end, const Status& why) {
     return world_.fail("P4: a peer with a working rail was given up: " + why.text);
   }
   const TimeNs since =
-      p.waits_since[e] == kNever ? world_.now() : std::max(p.heard[e], p.waits_since[e]);
+      p.waits_since[e] == kNever ? p.heard[e] : std::max(p.heard[e], p.waits_since[e]);
   const CoreSettings& settings = world_.profile.settings;  // it speaks at least once a keepalive
   if (world_.now() - since < settings.peer_timeout / 10 * 9 - settings.keepalive) {
     world_.fail("P4: a peer was given up that was not silent for long: " + why.text);

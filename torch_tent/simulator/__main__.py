@@ -13,7 +13,6 @@ import json
 import os
 import random
 import sys
-from dataclasses import asdict
 
 from torch_tent import _simulator
 from torch_tent.simulator import FAMILIES, SABOTAGES, Result, simulate
@@ -68,7 +67,7 @@ def main() -> int:
         return 1 if outcome["failures"] else 0
     result = simulate(given.seed, given.schedules, given.workers, given.family, given.sabotage)
     if given.json:
-        json.dump(asdict(result), sys.stdout)
+        json.dump(vars(result), sys.stdout)
     else:
         show(given, result)
     return 1 if result.failures else 0
