@@ -4,6 +4,7 @@ subgroups, and groups that come again."""
 from __future__ import annotations
 
 import gc
+import os
 import threading
 import time
 from datetime import timedelta
@@ -295,8 +296,8 @@ def test_sequence_numbers_count_collectives() -> None:
 # ---- again and again -----------------------------------------------------------------------------
 
 
-def rounds(rank: int, size: int, folder: str) -> list[int]:
-    threads = []
+def rounds(rank: int, size: int, folder: str) -> list[tuple[int, int]]:
+    held = []
     for turn in range(6):
         # The same name of the same store in every round, as an elastic agent's store has it.
         with member(rank, size, f"{folder}/meeting{turn // 3}"):
@@ -306,13 +307,36 @@ def rounds(rank: int, size: int, folder: str) -> list[int]:
             if rank == 0:  # Nobody receives these: the next round must not, either.
                 dist.isend(torch.full((10,), -1.0), 1)
                 dist.isend(torch.full((LARGE,), -1.0), 1)
-        threads.append(threading.active_count())
-    return threads
+        held.append((len(os.listdir("/proc/self/task")), len(os.listdir("/proc/self/fd"))))
+    return held
 
 
 def test_groups_that_are_destroyed_and_made_again(tmp_path: Path) -> None:
-    for counts in run_processes(rounds, 2, str(tmp_path)):
-        assert counts[-1] <= counts[1], "threads pile up"
+    for held in run_processes(rounds, 2, str(tmp_path)):
+        (threads, descriptors), (first_threads, first_descriptors) = held[-1], held[0]
+        assert threads <= first_threads, "threads pile up"
+        assert descriptors <= first_descriptors + 2, "descriptors pile up"
+
+
+def leave_without_a_word(rank: int, size: int, folder: str) -> None:
+    """Neither waits for its works nor destroys the group, as programs do that end early."""
+    torch_tent_autoload.register()
+    method = f"file://{folder}/meeting"
+    dist.init_process_group("tent", init_method=method, rank=rank, world_size=size)
+    x = torch.ones(3)
+    dist.all_reduce(x)
+    assert x[0] == size
+    kept.append(dist.irecv(torch.zeros(3), 1 - rank, tag=1))
+    kept.append(dist.isend(torch.zeros(LARGE), 1 - rank, tag=2))
+    future = dist.all_reduce(torch.ones(LARGE), async_op=True).get_future()  # type: ignore
+    kept.append(future.then(lambda f: f.value()))
+
+
+kept: list[Any] = []
+
+
+def test_a_process_may_end_with_works_under_way(tmp_path: Path) -> None:
+    run_processes(leave_without_a_word, 2, str(tmp_path), fresh=True, timeout=50)
 
 
 def destroyed_group(rank: int, size: int) -> str:
