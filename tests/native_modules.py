@@ -19,7 +19,7 @@ from types import ModuleType
 import pybind11
 
 ROOT = Path(__file__).resolve().parent.parent
-FLAGS = ["-std=c++20", "-O2", "-g0", "-fPIC", "-fvisibility=hidden", "-pthread", "-shared"]
+FLAGS = ["-std=c++20", "-O1", "-g0", "-fPIC", "-fvisibility=hidden", "-pthread", "-shared"]
 WARNINGS = ["-Wall", "-Wextra", "-Werror"]
 
 

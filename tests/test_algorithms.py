@@ -17,6 +17,9 @@ from tests.collective_calls import FAILED, LARGE, SMALL, TUNINGS, Call, finish, 
 from tests.native_modules import native_module
 from tests.reductions import DTYPES, KINDS, OPS, is_defined, reduced
 
+# The first test compiles the native module, which takes minutes on a busy machine.
+pytestmark = pytest.mark.timeout(300)
+
 
 @pytest.fixture(scope="module")
 def native() -> ModuleType:

@@ -25,6 +25,9 @@ from tests.collective_calls import (
 from tests.native_modules import native_module
 from tests.reductions import KINDS
 
+# The first test compiles the native module, which takes minutes on a busy machine.
+pytestmark = pytest.mark.timeout(300)
+
 
 @pytest.fixture(scope="module")
 def native() -> ModuleType:

@@ -13,6 +13,10 @@ from tests.reductions import BARELY_SUPPORTED, DTYPES, OPS, combined, divided, i
 COUNTS = [0, 1, 3, 7, 8, 17, 511, 512, 513, 5000]
 
 
+# The first test compiles the native module, which takes minutes on a busy machine.
+pytestmark = pytest.mark.timeout(300)
+
+
 @pytest.fixture(scope="module")
 def native() -> ModuleType:
     return native_module("collectives_world", ["collectives/*.cpp"])

@@ -28,8 +28,11 @@ const ControlStream::Entry* ControlStream::next() {
 
 void ControlStream::sent(std::uint64_t number) { waiting_.erase(number); }
 
-void ControlStream::lost(std::uint64_t number) {
-  if (entries_.contains(number)) waiting_.insert(number);
+const ControlStream::Entry* ControlStream::lost(std::uint64_t number) {
+  const auto found = entries_.find(number);
+  if (found == entries_.end()) return nullptr;
+  waiting_.insert(number);
+  return &found->second;
 }
 
 std::optional<ControlStream::Entry> ControlStream::acked(std::uint64_t number) {

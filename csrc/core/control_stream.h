@@ -31,8 +31,8 @@ class ControlStream {
   void replace(TransferId flow, std::shared_ptr<const Body> body);  // what holds the flow's bytes
   // The next message to put on a link, or null: none, or the window is full.
   const Entry* next();
-  void sent(std::uint64_t number);  // it is on a link now
-  void lost(std::uint64_t number);  // that link died
+  void sent(std::uint64_t number);          // it is on a link now
+  const Entry* lost(std::uint64_t number);  // that link died; null: it had arrived
   std::optional<Entry> acked(std::uint64_t number);
 
   // ---- incoming ----

@@ -66,8 +66,10 @@ std::vector<TransferId> Matcher::lose(PeerId peer, bool keep_inline) {
   std::vector<TransferId> receives;
   for (auto it = queues_.begin(); it != queues_.end();) {
     Queue& queue = it->second;
+    bool gap = !keep_inline;  // behind an offer that is lost, a later one must not take its place
     queue.offers.remove_if([&](const Offer& offer) {
-      return offer.peer == peer && !(keep_inline && offer.is_inline);
+      gap |= offer.peer == peer && !offer.is_inline;
+      return offer.peer == peer && gap;
     });
     queue.receives.remove_if([&](const Waiting& waiting) {
       if (waiting.from != peer) return false;

@@ -61,17 +61,25 @@ void Session::link_up(LinkId id, const LinkInfo& info, TimeNs now) {
   }
 }
 
+Transfer* Session::transfer_of(TransferId flow) {
+  const Outbound* outbound = dialogue_.out.find(flow);
+  return outbound ? host_.transfers.find(outbound->transfer) : nullptr;
+}
+
 void Session::link_down(LinkId id, TimeNs now) {
   if (links_.find(id) == nullptr) return;
   std::vector<TransferId> flows;
   const std::string rail = links_.find(id)->info().rail;
   for (const Unacked& frame : links_.remove(id)) {
-    if (frame.kind == FrameKind::Control) control_.lost(frame.control);
+    if (frame.kind == FrameKind::Control) {
+      const ControlStream::Entry* entry = control_.lost(frame.control);
+      Transfer* transfer = entry ? transfer_of(entry->flow) : nullptr;
+      if (transfer != nullptr) transfer->uncount(rail, transfer->report.bytes);
+    }
     if (frame.kind != FrameKind::Slice) continue;
     host_.outbox.traced(
         {frame.flow, id, frame.span.offset, frame.span.bytes, frame.stamp.posted, now, false});
-    const Outbound* outbound = dialogue_.out.find(frame.flow);
-    Transfer* transfer = outbound ? host_.transfers.find(outbound->transfer) : nullptr;
+    Transfer* transfer = transfer_of(frame.flow);
     if (transfer == nullptr) continue;
     transfer->uncount(rail, frame.span.bytes);
     if (std::find(flows.begin(), flows.end(), frame.flow) != flows.end()) continue;
@@ -256,7 +264,11 @@ void Session::post_control(TimeNs now) {
     Unacked unacked;
     unacked.control = entry->number;
     control_.sent(entry->number);
-    post(*links_.quickest(), std::move(frame), unacked, now);
+    Link& link = *links_.quickest();
+    if (Transfer* transfer = transfer_of(entry->flow)) {
+      transfer->count(link.info().rail, transfer->report.bytes);
+    }
+    post(link, std::move(frame), unacked, now);
   }
 }
 
@@ -314,7 +326,7 @@ void Session::post_slice(Link& link, Outbound& outbound, TimeNs now) {
     frame.header.crc = crc32c(pieces);
   }
   ++link.stats.slices_sent;
-  if (Transfer* transfer = host_.transfers.find(outbound.transfer)) {
+  if (Transfer* transfer = transfer_of(outbound.flow)) {
     transfer->count(link.info().rail, unacked.span.bytes);
   }
   post(link, std::move(frame), unacked, now);

@@ -239,16 +239,19 @@ void Workload::post(std::uint32_t index, int side) {
     return;
   }
   Tracked tracked;
-  if (!take_local(process, message.bytes[std::size_t(side)], tracked)) return;
+  std::uint64_t bytes = message.bytes[std::size_t(side)];
+  if (message.in_order) {  // each place in the order has its own size, so that some go inline
+    if (ordinals_.size() <= message.tag) ordinals_.resize(message.tag + 1);
+    tracked.ordinal = ordinals_[message.tag][std::size_t(side)];
+    bytes = tracked.ordinal % 3 == 1 ? bytes / 16 : tracked.ordinal % 3 == 2 ? 1 : bytes;
+  }
+  if (!take_local(process, bytes, tracked)) return;
+  if (message.in_order) ++ordinals_[message.tag][std::size_t(side)];
   tracked.op = send ? Request::Op::Send : Request::Op::Recv;
   tracked.tag = message.tag;
   const bool any = message.any_source && !send;
   if (!any) tracked.pairing = message.pairing;
   if (message.mismatched) tracked.excuses |= kMismatched;
-  if (message.in_order) {
-    if (ordinals_.size() <= message.tag) ordinals_.resize(message.tag + 1);
-    tracked.ordinal = ordinals_[message.tag][std::size_t(side)]++;
-  }
   tracked.pattern = world_.random.next();
   if (send) fill(tracked.local, tracked.pattern);
   Request request;

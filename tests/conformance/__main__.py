@@ -2,7 +2,7 @@
 
 BACKEND is "tent" or "gloo"; RESULTS a JSON file that is written: per test "passed", "failed" or
 "skipped", and why. A third argument is a pattern that the tests' names must match. Each test starts
-three processes; one after the other.
+eight processes; one after the other.
 """
 
 from __future__ import annotations

@@ -23,8 +23,8 @@ ARGUED = {
 }
 HEAD = """# PyTorch's suite for backends
 
-`torch/testing/_internal/distributed/distributed_test.py` of torch {version}, three ranks on one
-host without a GPU, on "tent" and, as control, on "gloo". None of its assertions is changed; inside
+`torch/testing/_internal/distributed/distributed_test.py` of torch {version}, eight ranks on one
+host without a GPU, on "tent" and, as control, on "gloo". None of its assertions is changed. Inside
 it, the name "tent" compares equal to "gloo", because it skips by the backend's name
 (`tests/conformance/torch_suite.py` says how). This page is made by `make conformance`.
 

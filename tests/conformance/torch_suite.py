@@ -21,7 +21,7 @@ from typing import Any
 import torch_tent_autoload
 
 SUITE = "torch.testing._internal.distributed.distributed_test"
-WORLD_SIZE = 3
+WORLD_SIZE = 8  # The suite skips many tests with fewer
 LISTS = (
     "PROFILING_SUPPORTED_BACKENDS",
     "CUDA_PROFILING_SUPPORTED_BACKENDS",
