@@ -101,7 +101,7 @@ up)
     done ;;
   undrop) for side in a b; do shape "$name-$side" "r$rail" "$(cat "/run/$name.r$rail")"; done ;;
   reset) for side in a b; do
-      ip netns exec "$name-$side" ss --no-header -K src "10.77.$rail.0/24" > /dev/null
+      ip netns exec "$name-$side" ss --no-header --tcp -K state established src "10.77.$rail.0/24" > /dev/null
     done ;;
   bytes)
     for device in $(ip netns exec "$name-a" ls /sys/class/net | grep '^r[0-9]'); do

@@ -76,8 +76,12 @@ TransferId Scheduler::next(const LinkView& mine, std::span<const LinkView> links
   const bool background_due = since_background_ + 1 >= kBackgroundShare;
   const Priority first = background_due ? Priority::Background : Priority::Foreground;
   const Priority second = background_due ? Priority::Foreground : Priority::Background;
+  const double queue = double(kBackgroundQueue + mine.base_latency);
+  const bool short_queue = double(mine.in_flight) <= mine.rate * queue;
   TransferId flow = choose(mine, links, first, may);
-  if (flow == 0) flow = choose(mine, links, second, may);
+  if (flow == 0 && (second == Priority::Foreground || short_queue)) {
+    flow = choose(mine, links, second, may);
+  }
   return flow;
 }
 

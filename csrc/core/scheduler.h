@@ -37,6 +37,9 @@ class Scheduler {
  public:
   // Of every kBackgroundShare slices, one is for the background when it has any.
   static constexpr std::uint32_t kBackgroundShare = 16;
+  // Beyond that share a link takes background slices only while no more than this much work is in
+  // flight on it: what is urgent later waits behind all of it.
+  static constexpr TimeNs kBackgroundQueue = 250 * kMicrosecond;
 
   void add(const FlowView& flow);
   void remove(TransferId flow);
