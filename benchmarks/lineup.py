@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import os
 import shutil
+import signal
 import subprocess
 import sys
 from collections.abc import Callable
@@ -101,6 +102,8 @@ def run(
     measure: Callable[[Arms, Question, Pace], None],
 ) -> None:
     """Starts the arms, measures, and writes the results, also when it is interrupted."""
+    # Ended from outside, it still ends its players and takes its folder away.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     with arms(specs) as found:
         question = Question(name, unit, [], found.versions(), found.absent)
         try:
