@@ -1,6 +1,6 @@
 """The fault simulator: many schedules keep every promise, reach the hard cases, and bite.
 
-TENT_SCHEDULES sets how many are run (default 100,000). The seeds are new in every run; a failure
+SIMULATED_SCHEDULES sets how many are run (default 100,000). The seeds are new in every run; a failure
 names the one command that replays it.
 """
 
@@ -15,7 +15,7 @@ import pytest
 
 from torch_tent.simulator import FAMILIES, SABOTAGES, Result, simulate
 
-SCHEDULES = int(os.environ.get("TENT_SCHEDULES", "100000"))
+SCHEDULES = int(os.environ.get("SIMULATED_SCHEDULES", "100000"))
 TIMEOUT_S = 600  # far more than they take: about a minute on two busy cores
 # What a sabotage makes visible: a fence that is skipped is seen by what the fence is for.
 DAMAGE = {"no_fence": "P1", "no_dedup": "P2 P3", "early_note": "P3"}
