@@ -1,7 +1,7 @@
 """The fault simulator: many schedules keep every promise, reach the hard cases, and bite.
 
-SIMULATED_SCHEDULES sets how many are run (default 100,000). The seeds are new in every run; a failure
-names the one command that replays it.
+SIMULATED_SCHEDULES sets how many are run (default 100,000). The seeds are new in every run; a
+failure names the one command that replays it.
 """
 
 from __future__ import annotations
