@@ -84,6 +84,7 @@ void close_all() {
 
 PYBIND11_MODULE(_engine, module) {
   bind_layout(module);
+  bind_devices(module);
   bind_operation(module);
   EngineClass engine(module, "Engine");
   engine.def(py::init(&make_engine), py::arg("settings"))

@@ -20,9 +20,12 @@ class Layout:
         parts: Sequence[
             tuple[int, int, int, Sequence[tuple[int, int]], np.ndarray[Any, Any] | None]
         ],
-    ) -> None: ...
+        device: int = -1,
+        stream: int = 0,
+    ) -> None:
+        """device: the GPU whose memory it is, -1 for the host's; stream: where work on it waits."""
     @staticmethod
-    def contiguous(address: int, bytes: int) -> Layout:
+    def contiguous(address: int, bytes: int, device: int = -1, stream: int = 0) -> Layout:
         """One piece in plane 0, made without a list: the way of small messages."""
     @property
     def bytes(self) -> int: ...
@@ -94,9 +97,17 @@ class _Transfers:
 
 class _Memory:
     def register(
-        self, planes: Sequence[tuple[int, int, int]], readable: bool, writable: bool, blocks: int
+        self,
+        planes: Sequence[tuple[int, int, int]],
+        readable: bool,
+        writable: bool,
+        blocks: int,
+        device: int = -1,
     ) -> tuple[int, int]:
-        """planes (address, bytes, bytes from one block to the next or 0) -> (segment id, key)."""
+        """planes (address, bytes, bytes from one block to the next or 0) -> (segment id, key).
+
+        device: the GPU that holds all planes, -1 for the host.
+        """
     def close_segment(self, segment: int) -> None:
         """Returns when nothing can land in it, and nothing is read from it, any more."""
     def revoke(self, segment: int, blocks: np.ndarray[Any, Any]) -> int:
@@ -183,5 +194,15 @@ def open_local_channel() -> tuple[list[int], list[int]]:
 
 def probe_cma(pid: int, address: int, value: int) -> str:
     """Tries to read the peer's probe word; "" when CMA works, else why not."""
+
+def load_cuda(library: str) -> str:
+    """Opens the CUDA driver, once per process; "" when that worked, else why not."""
+
+def cuda_device_count() -> int: ...
+def cuda_uuid(device: int) -> str:
+    """32 hex digits."""
+
+def cuda_device_of(address: int) -> int:
+    """The GPU that has memory at this address; -1 where the driver knows of none."""
 
 def now_ns() -> int: ...

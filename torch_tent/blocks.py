@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from . import _engine, tensors
+from . import _engine, cuda, tensors
 from .ticket import TensorLayout
 
 Indices = np.ndarray[Any, np.dtype[np.int64]]
@@ -66,13 +66,16 @@ class Blocks:
         self.layers = layers
         self.blocks = blocks
         self.owner = owner
+        self.device = cuda.HOST  # Of our own blocks; where a peer has its own is its own business.
 
     def layout(self, indices: Indices, chosen: Sequence[int]) -> _engine.Layout:
         """The bytes of these blocks in these layers."""
         if len(indices) == 0:
             return _engine.Layout([])
         return _engine.Layout(
-            [p for n in chosen for p in self.layers[n].parts(indices) if p[2] > 0]
+            [p for n in chosen for p in self.layers[n].parts(indices) if p[2] > 0],
+            self.device,
+            cuda.current_stream(self.device),
         )
 
     def indices(self, given: Any, name: str, distinct: bool) -> Indices:

@@ -18,7 +18,7 @@ import msgspec
 import numpy as np
 import torch
 
-from . import _engine, segment, tensors
+from . import _engine, cuda, segment, tensors
 from .blocks import Blocks, Layer, matched
 from .errors import AccessError
 from .ticket import TensorLayout, Ticket
@@ -42,7 +42,7 @@ class KVCache:
 
     `layers` are tensors of shape [blocks, ...], or [2, blocks, ...] (keys and values) with
     `block_dim=1`, of any dtype and strides, all with the same number of blocks. The cache keeps
-    them alive. Attributes: `blocks`, `access`. Usable as a context manager.
+    them alive. Attributes: `blocks`, `device`, `access`. Usable as a context manager.
     Raises TypeError and ValueError for layers that cannot be shared, naming the layer.
     """
 
@@ -72,6 +72,9 @@ class KVCache:
         bases = [address for address, _ in planes]
         grid = _layers(self._layouts, bases, self._per_layer)
         self._grid = Blocks(grid, self.blocks, "this cache")
+        self.device = self.layers[0].device
+        device = cuda.device_of(self.layers[0], "cache")
+        self._grid.device = device
         self._engine = engine
         self._waiting: deque[tuple[int, bytes]] = deque()
         steps = [layout.strides_bytes[0] for layout in self._layouts]
@@ -80,6 +83,7 @@ class KVCache:
             "read" in access,
             "write" in access,
             self.blocks,
+            device,
         )
         self._closer = segment.close_with(self, engine.native, self._id)
 
@@ -95,7 +99,7 @@ class KVCache:
             key=self._key,
             epoch=self._engine.native.epoch(self._id),
             access=self.access,
-            device="cpu",
+            device=str(self.device),
             planes_bytes=self._planes_bytes,
             tensors=self._layouts,
             block_dim=0,
@@ -292,6 +296,15 @@ def _checked_layers(layers: Any, block_dim: int, writable: bool) -> tuple[torch.
                 f"layer {number} begins with {tuple(leading)}, layer 0 with "
                 f"{tuple(found[0].shape[: block_dim + 1])}: all need the same number of blocks"
             )
+        if found and tensor.device != found[0].device:
+            raise ValueError(
+                f"layer {number} is on {tensor.device}, layer 0 on {found[0].device}: the layers "
+                "of one cache are on one device"
+            )
+        try:
+            cuda.device_of(tensor, "layer")
+        except ValueError as error:
+            raise ValueError(f"layer {number}: {error}") from error
         found.append(tensor)
     if not found:
         raise ValueError("layers is empty: a cache has at least one layer")

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 
-from . import _engine, tensors
+from . import _engine, cuda, tensors
 from .errors import AccessError, TicketError
 from .ticket import ACCESSES, TensorLayout, Ticket
 
@@ -27,7 +27,7 @@ Access = Literal["read", "write", "read-write"]
 class Segment:
     """A tensor that holders of a ticket may read or write in place.
 
-    Attributes: `shape`, `dtype`, `access`. Open until `close()`, or until its memory is freed: the
+    Attributes: `shape`, `dtype`, `device`, `access`. Open until `close()`, or until its memory is freed: the
     Segment keeps the memory alive, the ticket does not. Usable as a context manager.
     """
 
@@ -43,8 +43,13 @@ class Segment:
         self._kept: Any = (x, tensor)
         self._layout = tensor_layout(tensor, 0)
         self._bytes = size
+        self.device = tensor.device
         self._id, self._key = engine.native.register(
-            [(address, size, 0)], "read" in access, "write" in access, 0
+            [(address, size, 0)],
+            "read" in access,
+            "write" in access,
+            0,
+            cuda.device_of(tensor, "segment"),
         )
         # An array's tensor is ours alone, and says nothing of how long the array lives.
         owner = x if not isinstance(x, torch.Tensor) else tensor.untyped_storage()
@@ -57,13 +62,14 @@ class Segment:
         """
         if not self._closer.alive:
             raise AccessError("the segment is closed: register its memory again for a new ticket")
+        tensors.check_storage(self._kept[1], "segment")
         return Ticket(
             card=self._engine.card,
             segment=self._id,
             key=self._key,
             epoch=self._engine.native.epoch(self._id),
             access=self.access,
-            device="cpu",
+            device=str(self.device),
             planes_bytes=(self._bytes,),
             tensors=(self._layout,),
         ).encode()

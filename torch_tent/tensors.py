@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from . import _engine
+from . import _engine, cuda
 
 # base, plane, bytes of one piece, (count, stride in bytes) outermost first, block indices
 Part = tuple[int, int, int, Sequence[tuple[int, int]], "np.ndarray[Any, Any] | None"]
@@ -47,33 +47,33 @@ def source(x: Any) -> tuple[torch.Tensor, _engine.Layout, int]:
 
     Any strides are fine, expanded ones too. Lazily conjugated or negated tensors, and those of
     very small scattered pieces, are copied first.
-    Raises TypeError or ValueError where there is no CPU memory to read.
+    Raises TypeError or ValueError where there is no memory to read.
     """
     if type(x) is _Tensor and x.is_cpu and x.layout is _strided and x.is_contiguous():
         code = _real_code_of(x.dtype)
-        if code is not None and not x.is_neg():
+        if code is not None and not x.is_neg() and x.data_ptr():
             return x, _contiguous(x.data_ptr(), x.nbytes), code
     tensor = _checked(x, "source", writable=False)
     tensor = tensor.detach().resolve_conj().resolve_neg()
     piece_bytes, dims = grid(tensor.shape, steps(tensor), tensor.element_size())
     if dims and piece_bytes < PACK_BELOW_BYTES:
         tensor = tensor.contiguous()
-    return tensor, _layout(tensor), DTYPE_CODES[tensor.dtype]
+    return tensor, _layout(tensor, "source"), DTYPE_CODES[tensor.dtype]
 
 
 def destination(x: Any) -> tuple[torch.Tensor, _engine.Layout, int]:
     """The memory to fill for `x`: the tensor to keep alive, where its bytes go, its dtype code.
 
-    Raises TypeError or ValueError where there is no CPU memory to fill, or two of its elements
+    Raises TypeError or ValueError where there is no memory to fill, or two of its elements
     share a place, or autograd needs the old values.
     """
     if type(x) is _Tensor and x.is_cpu and x.layout is _strided and x.is_contiguous():
         code = _real_code_of(x.dtype)
-        if code is not None and not x.is_neg() and not x.requires_grad:
+        if code is not None and not x.is_neg() and not x.requires_grad and x.data_ptr():
             return x, _contiguous(x.data_ptr(), x.nbytes), code
     tensor = _checked(x, "destination", writable=True)
     check_fillable(tensor)
-    return tensor, _layout(tensor), DTYPE_CODES[tensor.dtype]
+    return tensor, _layout(tensor, "destination"), DTYPE_CODES[tensor.dtype]
 
 
 def exported(x: Any, writable: bool) -> torch.Tensor:
@@ -161,15 +161,17 @@ def _may_overlap(tensor: torch.Tensor) -> bool:
     return False
 
 
-def _layout(tensor: torch.Tensor) -> _engine.Layout:
+def _layout(tensor: torch.Tensor, what: str) -> _engine.Layout:
+    device = cuda.device_of(tensor, what)
+    stream = cuda.current_stream(device)
     piece_bytes, dims = grid(tensor.shape, steps(tensor), tensor.element_size())
     if not dims:
-        return _contiguous(tensor.data_ptr(), piece_bytes)
-    return _engine.Layout([(tensor.data_ptr(), 0, piece_bytes, dims, None)])
+        return _contiguous(tensor.data_ptr(), piece_bytes, device, stream)
+    return _engine.Layout([(tensor.data_ptr(), 0, piece_bytes, dims, None)], device, stream)
 
 
 def _checked(x: Any, what: str, writable: bool) -> torch.Tensor:
-    """`x` as a strided CPU tensor, or an error that says why it is none."""
+    """`x` as a strided tensor in CPU or CUDA memory, or an error that says why it is none."""
     tensor = x if isinstance(x, torch.Tensor) else _imported(x, what, writable)
     wraps = type(tensor).__torch_dispatch__ is not torch.Tensor.__torch_dispatch__
     if wraps:
@@ -177,10 +179,10 @@ def _checked(x: Any, what: str, writable: bool) -> torch.Tensor:
             f"the {what} is a {type(tensor).__name__}, which has no memory of its own: give the "
             "tensor inside it (a DTensor's is x.to_local())"
         )
-    if tensor.device.type != "cpu":
+    if tensor.device.type not in ("cpu", "cuda"):
         why = "has no memory" if tensor.is_meta else "is not carried"
         raise ValueError(
-            f"the {what} is on device {str(tensor.device)!r}, which {why}: only CPU memory is "
+            f"the {what} is on device {str(tensor.device)!r}, which {why}: CPU and CUDA memory is "
             "moved here; copy it with x.cpu() first"
         )
     if tensor.layout is not torch.strided:
@@ -193,18 +195,28 @@ def _checked(x: Any, what: str, writable: bool) -> torch.Tensor:
             f"the {what} has the quantized dtype {tensor.dtype}: move x.int_repr() and tell the "
             "peer its scale and zero point"
         )
+    check_storage(tensor, what)
     return tensor
 
 
+def check_storage(tensor: torch.Tensor, what: str) -> None:
+    """Raises ValueError for a tensor whose storage was freed or made smaller than it."""
+    if tensor.numel() == 0:
+        return
+    reach = sum((n - 1) * step for n, step in zip(tensor.shape, tensor.stride(), strict=True))
+    needed = (tensor.storage_offset() + reach + 1) * tensor.element_size()
+    there = tensor.untyped_storage().nbytes()
+    if needed > there:
+        raise ValueError(
+            f"the {what} needs {needed} bytes of a storage that has {there}: it was freed or "
+            "resized after the tensor was made"
+        )
+
+
 def _imported(x: Any, what: str, writable: bool) -> torch.Tensor:
-    """Foreign memory as a tensor that shares it: NumPy, then CUDA arrays, then DLPack."""
+    """Foreign memory as a tensor that shares it: NumPy, then DLPack (CuPy and others)."""
     if isinstance(x, np.ndarray):
         return _from_numpy(x, what, writable)
-    if hasattr(x, "__cuda_array_interface__"):
-        raise ValueError(
-            f"the {what} is a {type(x).__name__} in CUDA memory, which is not carried: only CPU "
-            "memory is moved here; copy it to the host first"
-        )
     if hasattr(x, "__dlpack__"):
         try:
             return torch.utils.dlpack.from_dlpack(x)

@@ -19,12 +19,15 @@ namespace py = pybind11;
 using EngineClass = py::class_<Engine, std::shared_ptr<Engine>>;
 
 void bind_layout(py::module_& module);
+void bind_devices(py::module_& module);
 void bind_operation(py::module_& module);
 void bind_transfers(EngineClass& engine);
 void bind_memory(py::module_& module, EngineClass& engine);
 void bind_peers(py::module_& module, EngineClass& engine);
 void bind_statistics(EngineClass& engine);
 
+// A failure at the call, as RuntimeError.
+void throw_unless_ok(const Status& status);
 // A time `timeout` seconds from now; None is kNever.
 TimeNs deadline_of(const py::object& timeout);
 // Waits in pieces so that Ctrl-C is heard. `wait(until)` runs without the GIL and is true at the

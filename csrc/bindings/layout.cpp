@@ -61,7 +61,7 @@ Part part_of(const py::handle& given, IndexLists& lists) {
   return part;
 }
 
-Layout layout_of(const py::sequence& given) {
+Layout layout_of(const py::sequence& given, Device device, std::uint64_t stream) {
   std::vector<Part> parts;
   parts.reserve(py::len(given));
   IndexLists lists;
@@ -73,15 +73,17 @@ Layout layout_of(const py::sequence& given) {
       throw py::value_error("a layout must not exceed 2^63 bytes");
     }
   }
-  return Layout(std::move(parts));
+  return Layout(std::move(parts), device, stream);
 }
 
 }  // namespace
 
 void bind_layout(py::module_& module) {
   py::class_<Layout>(module, "Layout")
-      .def(py::init(&layout_of), py::arg("parts"))
-      .def_static("contiguous", &Layout::contiguous, py::arg("address"), py::arg("bytes"))
+      .def(py::init(&layout_of), py::arg("parts"), py::arg("device") = kHost,
+           py::arg("stream") = 0)
+      .def_static("contiguous", &Layout::contiguous, py::arg("address"), py::arg("bytes"),
+                  py::arg("device") = kHost, py::arg("stream") = 0)
       .def_property_readonly("bytes", &Layout::bytes);
 }
 

@@ -26,12 +26,13 @@ std::uint64_t random_word() {
 }
 
 py::tuple register_segment(Engine& engine, const std::vector<std::array<std::uint64_t, 3>>& planes,
-                           bool readable, bool writable, std::uint64_t blocks) {
+                           bool readable, bool writable, std::uint64_t blocks, Device device) {
   std::vector<Plane> all;
   for (const auto& [address, bytes, step] : planes) all.push_back({address, bytes, step});
-  const auto [id, key] = under_lock(engine, true, [&](Held& held) {
+  const auto [id, key] = under_lock(engine, device == kHost, [&](Held& held) {
+    if (device != kHost) throw_unless_ok(held->open_device(device));
     const Segment& segment =
-        held->node().segments().add(all, readable, writable, blocks, random_word());
+        held->node().segments().add(all, readable, writable, blocks, random_word(), device);
     return std::pair(segment.id, segment.key);
   });
   return py::make_tuple(id, key);
@@ -100,7 +101,7 @@ void bind_memory(py::module_& module, EngineClass& engine) {
       });
   engine
       .def("register", &register_segment, arg("planes"), arg("readable"), arg("writable"),
-           arg("blocks"))
+           arg("blocks"), arg("device") = kHost)
       .def("close_segment", &close_segment, arg("segment"))
       .def("revoke", &revoke, arg("segment"), arg("blocks"))
       .def("epoch", &epoch, arg("segment"))

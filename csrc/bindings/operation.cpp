@@ -75,7 +75,7 @@ void cancel(const PythonOperation& self) {
 
 PythonOperation start(std::shared_ptr<Engine> engine, Request&& request, const py::dict& options) {
   if (!options.empty()) read_options(options, request);
-  const bool is_short = request.local.bytes() <= kShortBytes;
+  const bool is_short = request.local.bytes() <= kShortBytes && request.local.device() == kHost;
   OperationRef operation =
       under_lock(*engine, is_short, [&](Held& held) { return held->start(std::move(request)); });
   return {std::move(engine), std::move(operation)};

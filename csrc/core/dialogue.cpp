@@ -38,7 +38,16 @@ void Dialogue::refuse(std::uint64_t id, Code code, const std::string& why) {
   message.id = id;
   message.code = code;
   message.text = why;
-  carrier_.say(message);
+  say_when_placed(id, message);
+}
+
+// What is said of an inbound flow may end the peer's transfer: nothing may land for it after that.
+void Dialogue::say_when_placed(TransferId flow, const Message& message) {
+  if ((flow & kFlowBit) != 0 && host_.outbox.placing(peer_, flow)) {
+    owed_.emplace(flow, message);
+  } else {
+    carrier_.say(message);
+  }
 }
 
 void Dialogue::end(TransferId transfer, Status status, TimeNs now) {
@@ -56,6 +65,7 @@ Outbound& Dialogue::new_flow(Transfer* transfer, Layout source) {
     outbound.view.priority = transfer->request.priority;
     outbound.view.deadline = transfer->request.deadline;
     outbound.view.rails = transfer->request.rails;
+    outbound.held = transfer->request.held;
     transfer->flow = outbound.flow;
   }
   return out.add(std::move(outbound));
@@ -64,7 +74,8 @@ Outbound& Dialogue::new_flow(Transfer* transfer, Layout source) {
 bool Dialogue::may_inline(const Request& request) const {
   const std::uint64_t bytes = request.local.bytes();
   if (bytes == 0) return true;  // nothing travels that a rail could be required for
-  return bytes <= host_.settings.inline_bytes_max && request.rails == kAllRails;
+  return bytes <= host_.settings.inline_bytes_max && request.rails == kAllRails &&
+         request.local.device() == kHost;
 }
 
 void Dialogue::submit(Transfer& transfer, TimeNs) {
@@ -125,10 +136,11 @@ void Dialogue::submit_write(Transfer& transfer) {
 
 void Dialogue::submit_read(Transfer& transfer) {
   Request& request = transfer.request;
+  if (request.held) return;  // release() asks
   Message read;
   read.kind = MessageKind::Read;
   read.id = request.id;
-  read.meta = read_meta(request.rails, request.priority);
+  read.meta = read_meta(request.rails, request.priority, request.local.device() != kHost);
   read.bytes = request.local.bytes();
   read.target = std::move(request.remote);
   carrier_.say(read);
@@ -151,7 +163,8 @@ void Dialogue::accept(Transfer& receive, Offer offer, TimeNs now) {
     refuse(offer.flow, Code::Mismatch, wrong);
     return end(id, {Code::Mismatch, wrong, ""}, now);
   }
-  if (offer.is_inline) {
+  const bool on_gpu = receive.request.local.device() != kHost;
+  if (offer.is_inline && (!on_gpu || offer.bytes == 0)) {
     scatter(offer.payload, receive.request.local);
     in.forget(offer.flow);
     receive.count("inline", offer.bytes);
@@ -163,8 +176,28 @@ void Dialogue::accept(Transfer& receive, Offer offer, TimeNs now) {
   inbound.flow = offer.flow;
   inbound.transfer = id;
   inbound.destination = receive.request.local;
-  in.open(std::move(inbound));
-  say(MessageKind::Accept, offer.flow);
+  const Inbound& opened = in.open(std::move(inbound));
+  if (receive.request.held) {
+    receive.accept_owed = true;
+    receive.early = std::move(offer.payload);
+  } else if (offer.is_inline) {
+    place(opened, offer.payload);
+  } else {
+    say(MessageKind::Accept, offer.flow);
+  }
+}
+
+void Dialogue::release(Transfer& transfer, TimeNs) {
+  if (transfer.request.op == Request::Op::Read) return submit_read(transfer);
+  if (transfer.request.op != Request::Op::Recv) {
+    if (Outbound* outbound = out.find(transfer.flow)) out.release(*outbound);
+    return;
+  }
+  if (!std::exchange(transfer.accept_owed, false)) return;
+  const Inbound* inbound = in.find(transfer.flow);
+  if (inbound == nullptr) return;
+  if (transfer.early.empty()) return say(MessageKind::Accept, transfer.flow);
+  place(*inbound, std::exchange(transfer.early, {}));
 }
 
 void Dialogue::cancel(Transfer& transfer, Status why, TimeNs now) {

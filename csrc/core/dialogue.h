@@ -3,6 +3,7 @@
 // ends. Pure; one thread. Owned by Session, which carries what it says.
 #pragma once
 
+#include <map>
 #include <string>
 #include <vector>
 
@@ -51,6 +52,7 @@ class Dialogue {
   void submit(Transfer& transfer, TimeNs now);
   void accept(Transfer& receive, Offer offer, TimeNs now);  // it was matched
   void cancel(Transfer& transfer, Status why, TimeNs now);
+  void release(Transfer& transfer, TimeNs now);  // its memory may be touched from now on
   void patience_ended(Transfer& transfer, TimeNs now);
   void tick(TimeNs now);
   // Stops everything that touches the segment, or these blocks of it.
@@ -67,6 +69,11 @@ class Dialogue {
   bool on_open(TransferId flow, Opening opening, TimeNs now);  // false: malformed
   void on_landed(const std::string& rail, TransferId flow, std::uint64_t offset,
                  std::uint64_t length, TimeNs now);
+  // Bytes that had arrived were copied into a GPU's memory, or could not be.
+  void on_placed(const std::string& rail, TransferId flow, std::uint64_t fresh,
+                 const Status& status, TimeNs now);
+  // The bytes of a flow of ours could not be copied out of a GPU's memory.
+  void source_failed(TransferId flow, const Status& status, TimeNs now);
   void peer_took(std::uint64_t eager_bytes);  // from a header
   std::uint64_t eager_consumed() const { return eager_consumed_; }
 
@@ -92,12 +99,16 @@ class Dialogue {
   void note(SegmentId segment, std::string payload);
   void complete(Inbound& inbound, TimeNs now);
   void stop_inbound(TransferId flow, TimeNs now);
+  void place(const Inbound& inbound, const Body& bytes);
+  // Says it once no copy into the flow's destination goes on any more.
+  void say_when_placed(TransferId flow, const Message& message);
   void end(TransferId transfer, Status status, TimeNs now);
 
   SessionHost host_;
   PeerId peer_;
   Carrier& carrier_;
   std::uint64_t next_flow_ = 1;
+  std::multimap<TransferId, Message> owed_;  // say_when_placed()
   std::uint64_t eager_sent_ = 0,
                 eager_taken_ = 0;     // inline bytes: ours, and what of them was taken
   std::uint64_t eager_consumed_ = 0;  // the peer's inline bytes that receives took

@@ -66,6 +66,16 @@ void Dialogue::on_write(Message& message, TimeNs now) {
   if (status.ok() && destination.bytes() != message.payload.size()) {
     status = {Code::Mismatch, "the payload and the target differ in size", ""};
   }
+  if (status.ok() && destination.device() != kHost && destination.bytes() != 0) {
+    Inbound inbound;
+    inbound.flow = message.id;
+    inbound.segment = message.target.segment;
+    inbound.blocks = sorted_blocks(message.target.layout);
+    inbound.has_note = message.has_note;
+    inbound.note = std::move(message.text);
+    inbound.destination = std::move(destination);
+    return place(in.open(std::move(inbound)), message.payload);
+  }
   in.forget(message.id);
   if (!status.ok()) return refuse(message.id, status.code, status.text);
   scatter(message.payload, destination);
@@ -82,8 +92,9 @@ void Dialogue::on_read(Message& message, TimeNs) {
   }
   if (!status.ok()) return refuse(message.id, status.code, status.text);
   const auto rails = RailKinds(message.meta & 0xff);
-  if (message.bytes == 0 ||
-      (message.bytes <= host_.settings.inline_bytes_max && rails == kAllRails)) {
+  const bool in_slices = (message.meta & kReadInSlices) != 0 || source.device() != kHost;
+  if (message.bytes == 0 || (message.bytes <= host_.settings.inline_bytes_max &&
+                             rails == kAllRails && !in_slices)) {
     Message data;
     data.kind = MessageKind::ReadData;
     data.id = message.id;
@@ -148,7 +159,10 @@ void Dialogue::on_cancel(const Message& message, TimeNs now) {
     eager_consumed_ += *bytes;
   }
   in.forget(message.id);
-  say(MessageKind::Cancelled, message.id);
+  Message cancelled;
+  cancelled.kind = MessageKind::Cancelled;
+  cancelled.id = message.id;
+  say_when_placed(message.id, cancelled);
 }
 
 void Dialogue::on_cancelled(const Message& message, TimeNs now) {
@@ -210,6 +224,37 @@ void Dialogue::on_landed(const std::string& rail, TransferId flow, std::uint64_t
     inbound->has_note = false;
   }
   if (inbound->complete()) complete(*inbound, now);
+}
+
+void Dialogue::place(const Inbound& inbound, const Body& bytes) {
+  in.arrived(inbound.flow, 0, bytes.size());
+  host_.outbox.place(peer_, inbound.flow, inbound.destination, bytes);
+}
+
+void Dialogue::on_placed(const std::string& rail, TransferId flow, std::uint64_t fresh,
+                         const Status& status, TimeNs now) {
+  Inbound* inbound = status.ok() ? in.placed(flow, fresh) : in.find(flow);
+  if (inbound != nullptr && !status.ok()) {
+    const TransferId transfer = inbound->transfer;
+    stop_inbound(flow, now);
+    refuse(flow, status.code, status.text);
+    end(transfer, status, now);
+  } else if (inbound != nullptr) {
+    if (Transfer* transfer = host_.transfers.find(inbound->transfer)) transfer->count(rail, fresh);
+    if (inbound->complete()) complete(*inbound, now);
+  }
+  if (host_.outbox.placing(peer_, flow)) return;
+  const auto [first, last] = owed_.equal_range(flow);
+  for (auto owed = first; owed != last; ++owed) carrier_.say(owed->second);
+  owed_.erase(first, last);
+}
+
+void Dialogue::source_failed(TransferId flow, const Status& status, TimeNs now) {
+  const Outbound* outbound = out.find(flow);
+  if (outbound == nullptr) return;
+  if (outbound->request != 0) refuse(outbound->request, status.code, status.text);
+  say(MessageKind::Cancel, flow);
+  finish(flow, status, now);
 }
 
 void Dialogue::complete(Inbound& inbound, TimeNs now) {

@@ -50,6 +50,17 @@ Inbound* InboundFlows::landed(TransferId flow, std::uint64_t offset, std::uint64
   return fresh == 0 && !sabotage::no_dedup ? nullptr : inbound;
 }
 
+std::uint64_t InboundFlows::arrived(TransferId flow, std::uint64_t offset, std::uint64_t length) {
+  Inbound* inbound = find(flow);
+  return inbound == nullptr ? 0 : inbound->landed.add(offset, offset + length);
+}
+
+Inbound* InboundFlows::placed(TransferId flow, std::uint64_t fresh) {
+  Inbound* inbound = find(flow);
+  if (inbound != nullptr) inbound->counted += fresh;
+  return inbound;
+}
+
 std::vector<TransferId> InboundFlows::into_segment(SegmentId segment,
                                                    const std::vector<std::int64_t>* blocks) const {
   std::vector<TransferId> flows;

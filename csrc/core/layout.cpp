@@ -96,19 +96,21 @@ bool Part::extent(std::int64_t& low, std::int64_t& high) const {
   return !__builtin_add_overflow(high, std::int64_t(piece_bytes), &high);
 }
 
-Layout::Layout(std::vector<Part> parts) : parts_(std::move(parts)) {
+Layout::Layout(std::vector<Part> parts, Device device, std::uint64_t stream)
+    : parts_(std::move(parts)), device_(device), stream_(stream) {
   std::uint64_t end = 0;
   ends_.reserve(parts_.size());
   for (const Part& part : parts_) ends_.push_back(end += part.bytes());
 }
 
-Layout Layout::contiguous(std::uint64_t address, std::uint64_t bytes) {
+Layout Layout::contiguous(std::uint64_t address, std::uint64_t bytes, Device device,
+                          std::uint64_t stream) {
   Part part;
   part.base = address;
   part.piece_bytes = bytes;
   std::vector<Part> parts;
   parts.push_back(std::move(part));
-  return Layout(std::move(parts));
+  return Layout(std::move(parts), device, stream);
 }
 
 void Layout::pieces(std::uint64_t offset, std::uint64_t length, Pieces& out) const {

@@ -7,6 +7,7 @@
 #include <memory>
 #include <vector>
 
+#include "core/origin.h"
 #include "core/types.h"
 
 namespace tent {
@@ -51,11 +52,17 @@ struct Part {
 class Layout {
  public:
   Layout() = default;
-  explicit Layout(std::vector<Part> parts);
-  static Layout contiguous(std::uint64_t address, std::uint64_t bytes);
+  explicit Layout(std::vector<Part> parts, Device device = kHost, std::uint64_t stream = 0);
+  static Layout contiguous(std::uint64_t address, std::uint64_t bytes, Device device = kHost,
+                           std::uint64_t stream = 0);
 
   std::uint64_t bytes() const { return ends_.empty() ? 0 : ends_.back(); }
   const std::vector<Part>& parts() const { return parts_; }
+  // Whose memory the addresses are in. That of a GPU is never touched by the core or a transport:
+  // the engine brings its bytes to host memory and back (csrc/device).
+  Device device() const { return device_; }
+  // The GPU's stream in which work on these bytes is queued: a transfer goes after it.
+  std::uint64_t stream() const { return stream_; }
   // Appends the memory of line bytes [offset, offset + length), neighbours merged.
   // Requires offset + length <= bytes().
   void pieces(std::uint64_t offset, std::uint64_t length, Pieces& out) const;
@@ -63,6 +70,8 @@ class Layout {
  private:
   std::vector<Part> parts_;
   std::vector<std::uint64_t> ends_;  // running sum of the parts' bytes
+  Device device_ = kHost;
+  std::uint64_t stream_ = 0;
 };
 
 }  // namespace tent

@@ -36,6 +36,10 @@ struct Node::Private {
     void noted(SegmentId segment) override { next.noted(segment); }
     void traced(const SliceEvent& event) override { next.traced(event); }
     bool reaches(LinkId link, const Layout& source) override { return next.reaches(link, source); }
+    void place(PeerId peer, TransferId flow, const Layout& to, const Body& bytes) override {
+      next.place(peer, flow, to, bytes);
+    }
+    bool placing(PeerId peer, TransferId flow) const override { return next.placing(peer, flow); }
     Outbox& next;
     Private& owner;
   };
@@ -63,6 +67,7 @@ struct Node::Private {
   }
   void receive(Transfer& transfer, TimeNs now);
   void stop(Transfer& transfer, Code code, TimeNs now);
+  void stop(Transfer& transfer, Status why, TimeNs now);
   void end_wait(TransferId id, TimeNs now);
 
   CoreSettings settings;
@@ -135,15 +140,31 @@ void Node::cancel(TransferId id, Code code, TimeNs now) {
 void Node::Private::stop(Transfer& transfer, Code code, TimeNs now) {
   const char* text = code == Code::Timeout ? "the transfer's timeout passed before it was complete"
                                            : "cancelled by the caller";
+  stop(transfer, Status{code, text, ""}, now);
+}
+
+void Node::Private::stop(Transfer& transfer, Status why, TimeNs now) {
   const TransferId id = transfer.request.id;
   if (transfer.stage == Transfer::Stage::Posted) {
     matcher.cancel_receive(id);
-    return fail(id, code, text, now);
+    return transfers.end(id, std::move(why), now);
   }
   if (Session* with = session(transfer.report.peer)) {
-    with->dialogue().cancel(transfer, {code, text, ""}, now);
+    with->dialogue().cancel(transfer, std::move(why), now);
     with->flush(now);
   }
+}
+
+void Node::fail(TransferId id, Status why, TimeNs now) {
+  if (Transfer* transfer = p_->transfers.find(id)) p_->stop(*transfer, std::move(why), now);
+}
+
+void Node::release(TransferId id, TimeNs now) {
+  Transfer* transfer = p_->transfers.find(id);
+  if (transfer == nullptr) return;
+  transfer->request.held = false;
+  if (transfer->stage != Transfer::Stage::Moving) return;
+  if (Session* with = p_->touch(transfer->report.peer)) with->dialogue().release(*transfer, now);
 }
 
 bool Node::busy(SegmentId id) const {
@@ -266,6 +287,40 @@ bool Node::source(TransferId flow, std::uint64_t offset, std::uint64_t length, P
   if (outbound == nullptr) return false;
   outbound->source.pieces(offset, length, out);
   return true;
+}
+
+// ---- through host memory ----
+
+Origin Node::source_origin(TransferId flow) const {
+  Session* session = p_->session(peer_of_flow(flow));
+  const Outbound* outbound = session ? session->dialogue().out.find(flow) : nullptr;
+  if (outbound == nullptr) return {};
+  return {outbound->source.device(), outbound->transfer, outbound->segment};
+}
+
+Origin Node::landing_origin(PeerId peer, TransferId flow) const {
+  Session* session = p_->session(peer);
+  const Inbound* inbound = session ? session->dialogue().in.find(flow) : nullptr;
+  if (inbound == nullptr) return {};
+  return {inbound->destination.device(), inbound->transfer, inbound->segment};
+}
+
+bool Node::arrived(LinkId link, const FrameHeader& header, const Pieces& memory,
+                   std::uint64_t& fresh, TimeNs now) {
+  fresh = 0;
+  Session* session = p_->session_of(link);
+  return session == nullptr || session->arrived(link, header, memory, fresh, now);
+}
+
+void Node::placed(PeerId peer, TransferId flow, const std::string& rail, std::uint64_t fresh,
+                  const Status& status, TimeNs now) {
+  Session* session = p_->touch(peer);
+  if (session != nullptr) session->dialogue().on_placed(rail, flow, fresh, status, now);
+}
+
+void Node::source_failed(TransferId flow, const Status& status, TimeNs now) {
+  Session* session = p_->touch(peer_of_flow(flow));
+  if (session != nullptr) session->dialogue().source_failed(flow, status, now);
 }
 
 // ---- time and output ----

@@ -64,6 +64,9 @@ struct Request {
   TimeNs expires = kNever;   // Timeout error at this time
   TimeNs deadline = kNever;  // earlier goes first
   RailKinds rails = kAllRails;
+  // Its memory may not be touched before release(): work that was queued for it on a GPU goes
+  // first. What the two ends have to say about the transfer is said meanwhile.
+  bool held = false;
 };
 
 struct SliceEvent {  // for traces and pictures
@@ -89,6 +92,11 @@ class Outbox {
   // Whether slices of this source memory can and should go over the link (asked once per flow and
   // link): false where the link cannot read it, or only by an extra copy that another link saves.
   virtual bool reaches(LinkId link, const Layout& source) = 0;
+  // Copies bytes that came in a message into a GPU's memory; placed() is called afterwards. Only for
+  // destinations that are not kHost.
+  virtual void place(PeerId, TransferId /*flow*/, const Layout&, const Body&) {}
+  // Whether copies into a GPU's memory go on for this flow of the peer's.
+  virtual bool placing(PeerId, TransferId /*flow*/) const { return false; }
 };
 
 struct LinkStats {
@@ -121,6 +129,8 @@ class Node {
   TransferId next_id();
   void submit(Request request, TimeNs now);  // its end is always an Outbox::done, maybe at once
   void cancel(TransferId id, Code code, TimeNs now);
+  void fail(TransferId id, Status why, TimeNs now);
+  void release(TransferId id, TimeNs now);  // of a request that is held
   Segments& segments();
   // Fails everything that touches the segment or these blocks. Nothing lands after the return; a
   // reader on this host may still copy out of it until `busy` says no (bounded).
@@ -153,6 +163,18 @@ class Node {
   bool landed(LinkId link, const FrameHeader& header, TimeNs now);
   // The source bytes of one of our flows. False: it ended; send filler or nothing.
   bool source(TransferId flow, std::uint64_t offset, std::uint64_t length, Pieces& out) const;
+
+  // ---- bytes that pass through host memory on their way from or to a GPU --------------------------
+  // kHost, too, for a flow that has ended.
+  Origin source_origin(TransferId flow) const;
+  Origin landing_origin(PeerId peer, TransferId flow) const;
+  // Instead of landed(): the slice lies in `memory`, from where it is being copied into place.
+  // `fresh`: how many of its bytes are news; placed() must be called for these.
+  bool arrived(LinkId link, const FrameHeader& header, const Pieces& memory, std::uint64_t& fresh,
+               TimeNs now);
+  void placed(PeerId peer, TransferId flow, const std::string& rail, std::uint64_t fresh,
+              const Status& status, TimeNs now);
+  void source_failed(TransferId flow, const Status& status, TimeNs now);
 
   // ---- time and output -------------------------------------------------------------------------
   // Sends acknowledgements and slices that are ready; call after a batch of calls above.

@@ -25,9 +25,18 @@ const Outbound* OutboundFlows::find(TransferId flow) const {
 
 void OutboundFlows::start(Outbound& outbound) {
   if (outbound.ready || outbound.cancelling) return;
+  if (outbound.held) {
+    outbound.wanted = true;
+    return;
+  }
   outbound.ready = true;
   outbound.view.left = outbound.slicer.left();
   scheduler_.add(outbound.view);
+}
+
+void OutboundFlows::release(Outbound& outbound) {
+  outbound.held = false;
+  if (outbound.wanted) start(outbound);
 }
 
 void OutboundFlows::stop(Outbound& outbound) {

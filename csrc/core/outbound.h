@@ -27,6 +27,8 @@ struct Outbound {
   Slicer slicer;
   FlowView view;
   bool ready = false;                          // may be sliced (a send waits for Accept)
+  bool held = false;                           // its source may not be read yet
+  bool wanted = false;                         // and was to be sliced meanwhile
   bool cancelling = false;                     // waits for Cancelled
   TimeNs patience = kNever;                    // of an answer that is being cancelled
   std::shared_ptr<const Body> opening;         // null: the receiver knows where it goes (send)
@@ -39,7 +41,8 @@ class OutboundFlows {
   Outbound& add(Outbound outbound);
   Outbound* find(TransferId flow);
   const Outbound* find(TransferId flow) const;
-  void start(Outbound& outbound);  // its slices may go
+  void start(Outbound& outbound);  // its slices may go, once it is not held
+  void release(Outbound& outbound);
   void stop(Outbound& outbound);   // no more slices
   void drop(TransferId flow);
   SliceSpan cut(Outbound& outbound, std::uint64_t wanted);

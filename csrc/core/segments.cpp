@@ -45,7 +45,7 @@ Status check_blocks(const Segment& segment, const BlockList& blocks, std::uint32
 }  // namespace
 
 Segment& Segments::add(std::vector<Plane> planes, bool readable, bool writable,
-                       std::uint64_t block_count, std::uint64_t key) {
+                       std::uint64_t block_count, std::uint64_t key, Device device) {
   const SegmentId id = next_id_++;
   Segment& segment = segments_[id];
   segment.id = id;
@@ -55,6 +55,7 @@ Segment& Segments::add(std::vector<Plane> planes, bool readable, bool writable,
   segment.planes = std::move(planes);
   segment.block_count = block_count;
   segment.block_epochs.assign(block_count, 0);
+  segment.device = device;
   return segment;
 }
 
@@ -106,7 +107,7 @@ Status Segments::resolve(const Target& target, Access access, Layout& out) const
     }
     part.base += plane.base;
   }
-  out = Layout(std::move(parts));
+  out = Layout(std::move(parts), segment.device);
   return {};
 }
 

@@ -34,6 +34,7 @@ struct Segment {
   std::uint32_t epoch = 0;                  // grows with every revocation
   std::vector<std::uint32_t> block_epochs;  // per block: the epoch that revoked it last
   std::deque<Notification> notes;
+  Device device = kHost;  // of all planes
 };
 
 class Segments {
@@ -41,7 +42,7 @@ class Segments {
   enum class Access { Read, Write };
   // `key` is a random number from the caller (no randomness in here).
   Segment& add(std::vector<Plane> planes, bool readable, bool writable, std::uint64_t block_count,
-               std::uint64_t key);
+               std::uint64_t key, Device device = kHost);
   Segment* find(SegmentId id);
   bool remove(SegmentId id);
   // Turns a target into addresses, or says why not. Checks key, rights, planes, bounds (overflow

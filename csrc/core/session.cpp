@@ -206,8 +206,6 @@ bool Session::landing(LinkId id, TransferId flow, std::uint64_t offset, std::uin
 bool Session::landed(LinkId id, const FrameHeader& header, TimeNs now) {
   Link* link = links_.find(id);
   if (link == nullptr) return true;
-  last_heard_ = now;
-  link->heard(now);
   const std::uint64_t bytes = header.body_bytes;
   if ((header.flags & kHasCrc) != 0) {
     Pieces pieces;
@@ -216,11 +214,27 @@ bool Session::landed(LinkId id, const FrameHeader& header, TimeNs now) {
       return false;
     }
   }
-  link->consumed();
-  ++link->stats.slices_received;
-  link->stats.bytes_received += bytes;
+  took(*link, bytes, now);
   dialogue_.on_landed(link->info().rail, header.flow, header.offset, bytes, now);
   return true;
+}
+
+bool Session::arrived(LinkId id, const FrameHeader& header, const Pieces& memory,
+                      std::uint64_t& fresh, TimeNs now) {
+  Link* link = links_.find(id);
+  if (link == nullptr) return true;
+  if ((header.flags & kHasCrc) != 0 && crc32c(memory) != header.crc) return false;
+  took(*link, header.body_bytes, now);
+  fresh = dialogue_.in.arrived(header.flow, header.offset, header.body_bytes);
+  return true;
+}
+
+void Session::took(Link& link, std::uint64_t bytes, TimeNs now) {
+  last_heard_ = now;
+  link.heard(now);
+  link.consumed();
+  ++link.stats.slices_received;
+  link.stats.bytes_received += bytes;
 }
 
 void Session::on_acked(Link& link, const Unacked& frame, TimeNs now) {
@@ -319,7 +333,7 @@ void Session::post_slice(Link& link, Outbound& outbound, TimeNs now) {
   frame.header.flow = outbound.flow;
   frame.header.offset = unacked.span.offset;
   frame.header.body_bytes = std::uint32_t(unacked.span.bytes);
-  if (host_.settings.checksum) {
+  if (host_.settings.checksum && outbound.source.device() == kHost) {
     Pieces pieces;
     outbound.source.pieces(unacked.span.offset, unacked.span.bytes, pieces);
     frame.header.flags |= kHasCrc;

@@ -40,6 +40,8 @@ class Session final : private Carrier {
   bool landing(LinkId link, TransferId flow, std::uint64_t offset, std::uint64_t length,
                Pieces& out);
   bool landed(LinkId link, const FrameHeader& header, TimeNs now);
+  bool arrived(LinkId link, const FrameHeader& header, const Pieces& memory, std::uint64_t& fresh,
+               TimeNs now);
 
   void flush(TimeNs now);
   TimeNs tick(TimeNs now);
@@ -56,6 +58,7 @@ class Session final : private Carrier {
   void peer_closes() override { peer_closed_ = true; }
 
   bool heard(Link& link, const FrameHeader& header, TimeNs now);
+  void took(Link& link, std::uint64_t bytes, TimeNs now);  // a slice
   Transfer* transfer_of(TransferId flow);  // null: ended, or an answer to a read
   void on_acked(Link& link, const Unacked& frame, TimeNs now);
   bool on_control(const FrameHeader& header, std::span<const std::uint8_t> body, TimeNs now);

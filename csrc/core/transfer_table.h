@@ -21,6 +21,8 @@ struct Transfer {
   Report report;
   Stage stage = Stage::Posted;
   TransferId flow = 0;  // on the wire: ours (send, write) or the peer's (receive, read)
+  bool accept_owed = false;  // a receive that was matched while it was held
+  Body early;                // ... and the bytes that came with the match
   Status ending;
   TimeNs patience = kNever;  // Cancelling: when we stop waiting for the peer's answer
 

@@ -92,9 +92,11 @@ struct Message {
   Body payload;               // inline bytes
 };
 
-// Read's meta: the rails that the reader allows in bits 0-7, its priority in bit 8.
-constexpr std::uint32_t read_meta(RailKinds rails, Priority priority) {
-  return std::uint32_t(rails) | std::uint32_t(priority) << 8;
+// Read's meta: the rails that the reader allows in bits 0-7, its priority in bit 8, and whether the
+// answer must come in slices, however small it is.
+inline constexpr std::uint32_t kReadInSlices = 1u << 9;
+constexpr std::uint32_t read_meta(RailKinds rails, Priority priority, bool in_slices) {
+  return std::uint32_t(rails) | std::uint32_t(priority) << 8 | (in_slices ? kReadInSlices : 0);
 }
 
 struct Opening {  // body of Open

@@ -130,6 +130,7 @@ void Engine::end_everything() {
   for (const PeerId peer : peers_) {
     if (held->node().alive(peer)) held->node().lose_peer(peer, kClosed, now_ns());
   }
+  held->end_copies();
   held->settle();
   // Collectives may begin their next step when one fails; the second round ends that too.
   for (int round = 0; round < kEndRounds && held->operations.outstanding() != 0; ++round) {

@@ -69,7 +69,7 @@ void Engine::await_readers(SegmentId segment) {
     {
       Held held = hold();
       held->poll(now_ns());
-      if (!held->node().busy(segment)) return;
+      if (!held->node().busy(segment) && !held->copying(segment)) return;
     }
     sched_yield();
   }

@@ -33,14 +33,16 @@ Exchange::Exchange(const CoreSettings& settings, int wait_set, ControlEvents& ev
       tcp_(wait_set),
       shm_(wait_set, doorbell),
       cma_(wait_set, doorbell),
-      node_(settings, *this) {}
+      node_(settings, *this),
+      wait_set_(wait_set),
+      checksum_(settings.checksum) {}
 
 Exchange::~Exchange() = default;
 
 bool Exchange::poll(TimeNs now) {
-  bool moved = false;
+  bool moved = devices_ && poll_devices();
   if (local_ports_ != 0) {
-    moved = shm_.poll(*this);
+    moved |= shm_.poll(*this);
     moved |= cma_.poll(*this);
   }
   // Asking the kernel costs more than a look into shared memory, so it must not slow that down.
@@ -79,6 +81,7 @@ void Exchange::settle() {
     } else if (!ended_.empty()) {
       finish_ended();
     } else if (!stirred_) {
+      if (devices_) devices_->set_alarm();
       return;
     }
   }
@@ -94,6 +97,7 @@ void Exchange::send_out() {
       to->rail->bytes_sent += frame.header.body_bytes;
       ++to->rail->slices_sent;
     }
+    if (devices_ && devices_->out.keep(link, frame)) continue;
     to->transport->post(link, std::move(frame), *this);
   }
   if (outgoing_.empty()) {  // keep the memory for the next round
@@ -159,6 +163,7 @@ std::vector<int> Exchange::descriptors() const {
 
 OperationRef Exchange::start(Request request) {
   request.id = node_.next_id();
+  if (request.local.device() != kHost) order(request);
   OperationRef operation = operations.open(request);
   node_.submit(std::move(request), now_ns());
   stir();
@@ -235,6 +240,7 @@ void Exchange::forget(LinkId link, const std::string& why) {
   --(gone.kind == RailKind::Tcp ? tcp_ports_ : local_ports_);
   past_.emplace_front(link, gone.rail);
   if (past_.size() > kPastLinks) past_.pop_back();
+  if (devices_) devices_->forget(link);
   ports_.erase(found);
 }
 

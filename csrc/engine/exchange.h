@@ -20,6 +20,7 @@
 #include <vector>
 
 #include "core/node.h"
+#include "device/stage.h"
 #include "engine/control_events.h"
 #include "engine/note_bells.h"
 #include "engine/operations.h"
@@ -59,7 +60,14 @@ class Exchange final : public Transfers, private Outbox, private Receiver {
   Status share(const Region& region) { return shm_.register_region(region); }
   std::vector<int> descriptors() const;  // of the links that are up
 
+  // Throws std::runtime_error when the GPU that it names cannot be used.
   OperationRef start(Request request);
+  // Makes transfers from and to the device's memory possible; takes some milliseconds at first.
+  Status open_device(Device device);
+  // Whether bytes of the segment are still being copied from or to a GPU.
+  bool copying(SegmentId segment) const;
+  // Waits until no copy goes on, because the memory is given back; bounded.
+  void end_copies();
   void watch(const OperationRef& operation, Watch watch);
 
   // Transfers: what collectives use.
@@ -98,6 +106,8 @@ class Exchange final : public Transfers, private Outbox, private Receiver {
   void noted(SegmentId segment) override;
   void traced(const SliceEvent& event) override;
   bool reaches(LinkId link, const Layout& source) override;
+  void place(PeerId peer, TransferId flow, const Layout& to, const Body& bytes) override;
+  bool placing(PeerId peer, TransferId flow) const override;
   // Receiver
   bool frame(LinkId link, const FrameHeader& header, std::span<const std::uint8_t> body) override;
   bool slice(LinkId link, const FrameHeader& header) override;
@@ -118,12 +128,17 @@ class Exchange final : public Transfers, private Outbox, private Receiver {
   TransferId launch(Request request, std::uint64_t address, std::uint64_t bytes,
                     Continuation* then);
   void stir() { stirred_ = due_soon_ = true; }
+  bool poll_devices();
+  void order(Request& request);
 
   ControlEvents& events_;
   TcpTransport tcp_;
   ShmTransport shm_;
   CmaTransport cma_;
   Node node_;
+  const int wait_set_;
+  std::unique_ptr<DeviceStage> devices_;  // null: no memory of a GPU was ever named
+  const bool checksum_;
 
   std::unordered_map<LinkId, Port> ports_;
   std::size_t tcp_ports_ = 0, local_ports_ = 0;
@@ -136,6 +151,7 @@ class Exchange final : public Transfers, private Outbox, private Receiver {
   std::vector<std::pair<LinkId, Frame>> outgoing_;
   std::vector<Down> downs_;
   std::vector<Report> ended_;
+  std::vector<Report> copying_;  // ended, but a GPU still copies their bytes
 
   TimeNs due_ = 0, busy_at_ = 0;
 };

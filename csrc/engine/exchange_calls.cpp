@@ -52,7 +52,10 @@ void Exchange::close(LinkId link, const Status& why) {
   forget(link, why.text);
 }
 
-void Exchange::done(Report report) { ended_.push_back(std::move(report)); }
+void Exchange::done(Report report) {
+  const bool copies = devices_ && devices_->copying(report.id);
+  (copies ? copying_ : ended_).push_back(std::move(report));
+}
 
 void Exchange::dial(PeerId peer, RailKinds rails) {
   events_.add({ControlEvent::Kind::Dial, peer, rails, "", ""});
@@ -65,6 +68,7 @@ void Exchange::peer_lost(PeerId peer, const Status& why) {
 void Exchange::noted(SegmentId segment) { bells.ring(segment, operations.aftermath()); }
 
 void Exchange::traced(const SliceEvent& event) {
+  if (devices_) devices_->out.left(event.flow, event.offset, event.acked);
   if (event.acked && !trace.on()) return;
   const RailRef rail = rail_of(event.link);
   if (!rail) return;
@@ -72,9 +76,12 @@ void Exchange::traced(const SliceEvent& event) {
   if (trace.on()) trace.add({event, rail});
 }
 
-bool Exchange::reaches(LinkId link, const Layout& source) {
+bool Exchange::reaches(LinkId link, const Layout& given) {
   const Port* to = port(link);
   if (!to) return false;
+  // Bytes of a GPU go from host memory of ours.
+  const bool on_gpu = given.device() != kHost && devices_;
+  const Layout& source = on_gpu ? devices_->arena.layout() : given;
   const Reach reach = reach_of(*to->transport, link, source);
   if (reach == Reach::No || to->kind == RailKind::Tcp) return reach != Reach::No;
   // Of the same-host links only the best carries it: the same processor copies for all of them, and
@@ -94,12 +101,17 @@ bool Exchange::frame(LinkId link, const FrameHeader& header, std::span<const std
 }
 
 bool Exchange::slice(LinkId link, const FrameHeader& header) {
-  return node_.slice(link, header, now_ns()) || malformed(link);
+  if (!node_.slice(link, header, now_ns())) return malformed(link);
+  if (devices_) {
+    if (const Port* from = port(link)) devices_->in.begin(link, from->peer, header);
+  }
+  return true;
 }
 
 bool Exchange::landing(LinkId link, TransferId flow, std::uint64_t offset, std::uint64_t length,
                        Pieces& out) {
-  return node_.landing(link, flow, offset, length, out);
+  if (!node_.landing(link, flow, offset, length, out)) return false;
+  return !devices_ || devices_->in.landing(link, flow, offset, length, out);
 }
 
 bool Exchange::landed(LinkId link, const FrameHeader& header) {
@@ -107,10 +119,19 @@ bool Exchange::landed(LinkId link, const FrameHeader& header) {
     from->rail->bytes_received += header.body_bytes;
     ++from->rail->slices_received;
   }
+  if (devices_) {
+    const RailRef rail = rail_of(link);
+    if (const auto intact = devices_->in.landed(link, header, rail ? rail->name : "", now_ns())) {
+      return *intact || malformed(link);
+    }
+  }
   return node_.landed(link, header, now_ns()) || malformed(link);
 }
 
 bool Exchange::source(TransferId flow, std::uint64_t offset, std::uint64_t length, Pieces& out) {
+  if (devices_ && node_.source_origin(flow).device != kHost) {
+    return devices_->out.source(flow, offset, length, out);
+  }
   return node_.source(flow, offset, length, out);
 }
 

@@ -16,6 +16,7 @@ namespace tent {
 struct LinkState {
   LinkId id = 0;
   bool closed = false;  // by us: a Receiver call may do it at any time
+  bool later = false;   // the Receiver had no memory for what has come: it is asked again
   Status fault;         // the first thing that went wrong; the transport drops the link for it
 
   bool live() const { return !closed && fault.ok(); }

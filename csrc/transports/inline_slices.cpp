@@ -99,7 +99,8 @@ bool InlineSliceReader::take(ReadAhead& ahead, Receiver& receiver, std::uint64_t
     pieces_.clear();
     const bool wanted =
         receiver.landing(link_.id, header_.flow, header_.offset + done_, bytes, pieces_);
-    if (!link_.live()) return false;
+    link_.later = wanted && pieces_.empty();
+    if (!link_.live() || link_.later) return false;
     bite_.learn(pieces_.size());
     const std::uint64_t got =
         ahead.size() > 0 ? take_ahead(ahead, bytes, wanted) : take_stream(ahead, bytes, wanted);

@@ -123,6 +123,10 @@ bool LocalSliceReader::pull(Receiver& receiver, std::uint64_t& budget) {
   const bool wanted =
       receiver.landing(link_.id, header_.flow, header_.offset + done_, bytes, pieces_);
   if (!link_.live()) return false;
+  if (wanted && pieces_.empty()) {
+    budget = 0;  // there is no memory for it yet: the link's turn is over, not its work
+    return false;
+  }
   bite_.learn(pieces_.size());
   split(bytes);
   if (wanted && !fetcher_.fetch(from_, pieces_)) return false;

@@ -9,6 +9,7 @@
 
 #include <memory>
 #include <system_error>
+#include <utility>
 
 #include "transports/inline_slices.h"
 
@@ -168,6 +169,10 @@ bool TcpTransport::poll(Receiver& receiver) {
   epoll_event events[kEventsMax];
   const int count = ::epoll_wait(ready_.get(), events, kEventsMax, 0);
   bool moved = false;
+  for (const LinkId id : std::exchange(later_, {})) {
+    TcpLink* link = links_.find(id);
+    if (link != nullptr && link->state.later) moved |= serve(*link, EPOLLIN, receiver);
+  }
   for (int i = 0; i < count; ++i) {
     // By number: a Receiver call for an earlier event may have closed this link.
     if (TcpLink* link = links_.find(events[i].data.u64)) {
@@ -190,6 +195,7 @@ bool TcpTransport::serve(TcpLink& link, std::uint32_t events, Receiver& receiver
   if (link.state.closed) return true;
   if (link.state.live()) {
     watch_room(link);
+    if (link.state.later) later_.push_back(link.state.id);
     return moved;
   }
   const Status why = link.state.fault;

@@ -35,6 +35,7 @@ class TcpTransport final : public Transport {
   const std::uint64_t poll_bytes_;
   Descriptor ready_;  // epoll: the sockets with something to do
   LinkTable<TcpLink> links_;
+  std::vector<LinkId> later_;  // bytes of theirs wait for memory, maybe none in the socket
 };
 
 }  // namespace tent

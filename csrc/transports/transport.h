@@ -22,7 +22,7 @@ class Receiver {
                      std::span<const std::uint8_t> body) = 0;  // false: malformed, close the link
   virtual bool slice(LinkId link, const FrameHeader& header) = 0;
   virtual bool landing(LinkId link, TransferId flow, std::uint64_t offset, std::uint64_t length,
-                       Pieces& out) = 0;  // false: read and drop
+                       Pieces& out) = 0;  // false: read and drop; nothing in `out`: ask later
   virtual bool landed(LinkId link, const FrameHeader& header) = 0;
   virtual bool source(TransferId flow, std::uint64_t offset, std::uint64_t length,
                       Pieces& out) = 0;  // false: send filler

@@ -1,0 +1,191 @@
+// Stage: device. See copies.h.
+#include "device/copies.h"
+
+#include <algorithm>
+
+namespace tent {
+namespace {
+
+constexpr const char* kCapturing =
+    "the current stream is being captured in a CUDA graph, and a transfer cannot be part of one: "
+    "start and wait for transfers outside of the capture";
+
+std::string name_of(const Gpu& gpu) { return "cuda:" + std::to_string(gpu.device()); }
+
+}  // namespace
+
+DeviceCopies::~DeviceCopies() {
+  for (auto& [device, used] : devices_) {
+    const OnGpu on(*used.gpu);
+    const CudaApi& api = used.gpu->api();
+    for (auto* lanes : {&used.in, &used.out}) {
+      for (Lane& lane : *lanes) {
+        for (const Pending& pending : lane.queue) api.event_destroy(pending.event);
+        if (lane.stream != nullptr) api.stream_destroy(lane.stream);
+      }
+    }
+    for (const Pending& pending : used.marks.queue) api.event_destroy(pending.event);
+    for (CudaEvent event : used.spare) api.event_destroy(event);
+  }
+}
+
+const Gpu* DeviceCopies::gpu(Device device) const {
+  const auto found = devices_.find(device);
+  return found == devices_.end() ? nullptr : found->second.gpu.get();
+}
+
+Status DeviceCopies::open(Device device) {
+  if (devices_.contains(device)) return {};
+  const Cuda* cuda = Cuda::loaded();
+  if (cuda == nullptr) return {Code::Failed, "the CUDA driver was not opened", ""};
+  Status status;
+  Used used;
+  used.gpu = Gpu::open(*cuda, device, status);
+  if (!status.ok()) return status;
+  const OnGpu on(*used.gpu);
+  const CudaApi& api = used.gpu->api();
+  for (auto* lanes : {&used.in, &used.out}) {
+    for (Lane& lane : *lanes) {
+      if (!status.ok()) break;
+      status = cuda->check(api.stream_create(&lane.stream, kCudaStreamNonBlocking),
+                           "making a stream on " + name_of(*used.gpu));
+    }
+  }
+  if (status.ok()) {
+    devices_.emplace(device, std::move(used));
+    return status;
+  }
+  for (auto* lanes : {&used.in, &used.out}) {
+    for (Lane& lane : *lanes) {
+      if (lane.stream != nullptr) api.stream_destroy(lane.stream);
+    }
+  }
+  return status;
+}
+
+Status DeviceCopies::record(Used& used, CudaStream stream, CudaEvent& event) {
+  const CudaApi& api = used.gpu->api();
+  const Cuda& cuda = used.gpu->cuda();
+  event = nullptr;
+  if (used.spare.empty()) {
+    const Status made = cuda.check(api.event_create(&event, kCudaEventDisableTiming),
+                                   "making an event on " + name_of(*used.gpu));
+    if (!made.ok()) return made;
+  } else {
+    event = used.spare.back();
+    used.spare.pop_back();
+  }
+  Status recorded =
+      cuda.check(api.event_record(event, stream), "recording an event on " + name_of(*used.gpu));
+  if (recorded.ok()) return recorded;
+  api.event_destroy(event);
+  event = nullptr;
+  return recorded;
+}
+
+template <class Copy>
+CopyId DeviceCopies::start(Used& used, Lane& lane, const Pieces& host, const Pieces& gpu,
+                           Copy copy) {
+  const OnGpu on(*used.gpu);
+  Pending pending{next_++, nullptr, {}, true};
+  std::size_t h = 0, g = 0;
+  std::uint64_t host_done = 0, gpu_done = 0;
+  while (pending.status.ok() && h < host.size() && g < gpu.size()) {
+    const std::uint64_t bytes = std::min(host[h].bytes - host_done, gpu[g].bytes - gpu_done);
+    pending.status = used.gpu->cuda().check(
+        copy(host[h].address + host_done, gpu[g].address + gpu_done, bytes, lane.stream),
+        "copying between host memory and " + name_of(*used.gpu));
+    if ((host_done += bytes) == host[h].bytes) ++h, host_done = 0;
+    if ((gpu_done += bytes) == gpu[g].bytes) ++g, gpu_done = 0;
+  }
+  // What was queued before a failure still runs: its end is waited for all the same.
+  const Status recorded = record(used, lane.stream, pending.event);
+  if (!recorded.ok()) {
+    // Nobody could say when it ends: this one wait may take as long as the copy does.
+    used.gpu->api().stream_synchronize(lane.stream);
+    if (pending.status.ok()) pending.status = recorded;
+  }
+  lane.queue.push_back(std::move(pending));
+  ++running_;
+  return lane.queue.back().id;
+}
+
+CopyId DeviceCopies::into(Device device, const Pieces& host, const Pieces& gpu) {
+  Used& used = devices_.at(device);
+  const CudaApi& api = used.gpu->api();
+  return start(used, used.in[used.turn++ % kStreams], host, gpu,
+               [&](std::uint64_t from, std::uint64_t to, std::uint64_t bytes, CudaStream stream) {
+                 return api.copy_in(to, reinterpret_cast<const void*>(from), bytes, stream);
+               });
+}
+
+CopyId DeviceCopies::out_of(Device device, const Pieces& gpu, const Pieces& host) {
+  Used& used = devices_.at(device);
+  const CudaApi& api = used.gpu->api();
+  return start(used, used.out[used.turn++ % kStreams], host, gpu,
+               [&](std::uint64_t to, std::uint64_t from, std::uint64_t bytes, CudaStream stream) {
+                 return api.copy_out(reinterpret_cast<void*>(to), from, bytes, stream);
+               });
+}
+
+Status DeviceCopies::mark(Device device, std::uint64_t stream, CopyId& id) {
+  Used& used = devices_.at(device);
+  const OnGpu on(*used.gpu);
+  const CudaApi& api = used.gpu->api();
+  const auto queue = reinterpret_cast<CudaStream>(stream);
+  id = 0;
+  int capturing = kCudaCaptureNone;
+  const CudaResult asked = api.stream_capturing(queue, &capturing);
+  if (asked == kCudaCaptureImplicit || (asked == kCudaSuccess && capturing != kCudaCaptureNone)) {
+    return {Code::Failed, kCapturing, ""};
+  }
+  Status status = used.gpu->cuda().check(asked, "looking at the current stream");
+  CudaEvent event = nullptr;
+  if (status.ok()) status = record(used, queue, event);
+  if (!status.ok()) return status;
+  if (api.event_query(event) == kCudaSuccess) {
+    used.spare.push_back(event);
+    return status;
+  }
+  id = next_++;
+  used.marks.queue.push_back({id, event, {}, false});
+  return status;
+}
+
+// False: the GPU is not done with it.
+bool DeviceCopies::take_ended(Used& used, Pending& pending, std::vector<Ended>& ended) {
+  const CudaApi& api = used.gpu->api();
+  if (pending.event != nullptr) {
+    const CudaResult result = api.event_query(pending.event);
+    if (result == kCudaNotReady) return false;
+    if (pending.status.ok()) {
+      pending.status = used.gpu->cuda().check(result, "work on " + name_of(*used.gpu));
+    }
+    used.spare.push_back(pending.event);
+  }
+  ended.push_back({pending.id, std::move(pending.status)});
+  if (pending.copy) --running_;
+  return true;
+}
+
+void DeviceCopies::poll(std::vector<Ended>& ended) {
+  for (auto& [device, used] : devices_) {
+    const bool idle =
+        used.marks.queue.empty() &&
+        std::all_of(used.in.begin(), used.in.end(), [](auto& lane) { return lane.queue.empty(); }) &&
+        std::all_of(used.out.begin(), used.out.end(), [](auto& lane) { return lane.queue.empty(); });
+    if (idle) continue;
+    const OnGpu on(*used.gpu);
+    for (auto* lanes : {&used.in, &used.out}) {
+      for (Lane& lane : *lanes) {
+        while (!lane.queue.empty() && take_ended(used, lane.queue.front(), ended)) {
+          lane.queue.pop_front();
+        }
+      }
+    }
+    auto& marks = used.marks.queue;
+    std::erase_if(marks, [&](Pending& mark) { return take_ended(used, mark, ended); });
+  }
+}
+
+}  // namespace tent

@@ -1,0 +1,55 @@
+// Stage: device. Everything through which the bytes of GPUs pass: page-locked memory, copies, slices
+// that go out and come in. Made by Exchange when memory of a GPU is named for the first time; engine
+// lock held. What always holds: nothing in here waits for a GPU.
+#pragma once
+
+#include <unordered_map>
+
+#include "core/node.h"
+#include "device/alarm.h"
+#include "device/arena.h"
+#include "device/copies.h"
+#include "device/incoming.h"
+#include "device/outgoing.h"
+
+namespace tent {
+
+// The bounds of the page-locked memory: one for the bytes that go out, and one for those that come
+// in, so that two ends which both wait for memory cannot wait for each other.
+inline constexpr std::uint64_t kPinnedBytesEachWay = 32u << 20;
+
+class DeviceStage {
+ public:
+  DeviceStage(Node& node, bool checksum, int wait_set)
+      : alarm(wait_set), out(copies, arena, node, checksum), in(copies, arena_in, node) {}
+
+  Status open(Device device) {
+    Status status = copies.open(device);
+    if (status.ok()) status = arena.open(*copies.gpu(device));
+    if (status.ok()) status = arena_in.open(*copies.gpu(device));
+    return status;
+  }
+  // Nobody tells when a GPU is done: somebody must look again soon.
+  void set_alarm() {
+    const bool copies_go_on = copies.running() != 0 || out.waiting() || in.waiting();
+    alarm.every(copies_go_on ? kCopyLook : marks.empty() ? 0 : kMarkLook);
+  }
+  bool copying(TransferId transfer) const { return out.copying(transfer) || in.copying(transfer); }
+  void forget(LinkId link) {
+    out.forget(link);
+    in.forget(link);
+  }
+
+  // Destroyed in the opposite order: the memory before the contexts that locked it.
+  Alarm alarm;
+  DeviceCopies copies;
+  PinnedArena arena{kPinnedBytesEachWay}, arena_in{kPinnedBytesEachWay};
+  OutgoingSlices out;
+  IncomingSlices in;
+  std::unordered_map<CopyId, TransferId> marks;  // transfers that wait for the caller's stream
+
+ private:
+  static constexpr TimeNs kCopyLook = 20 * kMicrosecond, kMarkLook = 50 * kMicrosecond;
+};
+
+}  // namespace tent

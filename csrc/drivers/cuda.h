@@ -1,0 +1,70 @@
+// Stage: drivers. libcuda, opened when the first CUDA tensor is seen and kept until the process
+// ends. Any thread. Every call's failure comes back as a Status that says what was asked, of which
+// GPU, and what the driver answered; nothing here throws.
+// What always holds: without libcuda everything else works; no context is made on a device before
+// Gpu::open is called for it.
+#pragma once
+
+#include <memory>
+#include <string>
+
+#include "core/types.h"
+#include "drivers/cuda_api.h"
+
+namespace tent {
+
+class Cuda {
+ public:
+  // Opens the library, once per process: later calls return what the first one found. Null, with
+  // the reason and what to do in `why`, where there is no driver or no GPU.
+  static const Cuda* load(const std::string& library, std::string& why);
+  // What load() found before; null: nobody asked.
+  static const Cuda* loaded();
+
+  const CudaApi& api() const { return api_; }
+  int device_count() const { return devices_; }
+  std::string uuid(int device) const;  // 32 hex digits; "" where the driver does not say
+  // Ok, or what failed in words.
+  Status check(CudaResult result, const std::string& doing) const;
+
+ private:
+  Cuda() = default;
+  CudaApi api_{};
+  int devices_ = 0;
+};
+
+// One device's primary context, as torch uses it, kept alive as long as this lives.
+class Gpu {
+ public:
+  static std::unique_ptr<Gpu> open(const Cuda& cuda, int device, Status& status);
+  ~Gpu();
+  Gpu(const Gpu&) = delete;
+  Gpu& operator=(const Gpu&) = delete;
+
+  const Cuda& cuda() const { return cuda_; }
+  const CudaApi& api() const { return cuda_.api(); }
+  int device() const { return device_; }
+  CudaContext context() const { return context_; }
+
+ private:
+  Gpu(const Cuda& cuda, int device) : cuda_(cuda), device_(device) {}
+  const Cuda& cuda_;
+  const int device_;
+  CudaContext context_ = nullptr;
+};
+
+// Makes the device's context current for as long as it lives, and lets this thread make calls that
+// would otherwise break a graph capture of another thread, though they have nothing to do with it.
+class OnGpu {
+ public:
+  explicit OnGpu(const Gpu& gpu);
+  ~OnGpu();
+  OnGpu(const OnGpu&) = delete;
+  OnGpu& operator=(const OnGpu&) = delete;
+
+ private:
+  const CudaApi& api_;
+  int mode_ = kCudaCaptureModeRelaxed;
+};
+
+}  // namespace tent

@@ -1,0 +1,90 @@
+// Stage: drivers. The few functions and constants of libcuda that we use, declared by ourselves so
+// that one build runs with and without CUDA, and nothing of a CUDA toolkit is needed to build it.
+// A table of plain C functions, filled by dlopen (cuda.h). Thread: as libcuda, any.
+// What always holds: a signature here is that of the driver API; tests/test_cuda_driver.py compares
+// them with cuda.h where there is one.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+
+// The driver's opaque types, under its names.
+struct CUctx_st;
+struct CUstream_st;
+struct CUevent_st;
+
+namespace tent {
+
+using CudaResult = int;
+using CudaDevice = int;
+using CudaAddress = unsigned long long;
+using CudaContext = CUctx_st*;
+using CudaStream = CUstream_st*;
+using CudaEvent = CUevent_st*;
+struct CudaUuid {
+  char bytes[16];
+};
+
+inline constexpr CudaResult kCudaSuccess = 0, kCudaOutOfMemory = 2, kCudaNoDevice = 100,
+                            kCudaNotReady = 600, kCudaCaptureImplicit = 906;
+inline constexpr unsigned kCudaStreamNonBlocking = 1, kCudaEventDisableTiming = 2,
+                          kCudaHostRegisterPortable = 1;
+inline constexpr int kCudaPointerMemoryType = 2, kCudaPointerDeviceOrdinal = 9;
+inline constexpr unsigned kCudaMemoryTypeDevice = 2;
+inline constexpr int kCudaCaptureNone = 0, kCudaCaptureModeRelaxed = 2;
+
+struct CudaApi {
+  CudaResult (*init)(unsigned flags);
+  CudaResult (*error_string)(CudaResult, const char** text);
+  CudaResult (*device_count)(int* count);
+  CudaResult (*device_get)(CudaDevice* device, int ordinal);
+  CudaResult (*device_uuid)(CudaUuid* uuid, CudaDevice device);
+  CudaResult (*primary_retain)(CudaContext* context, CudaDevice device);
+  CudaResult (*primary_release)(CudaDevice device);
+  CudaResult (*push_current)(CudaContext context);
+  CudaResult (*pop_current)(CudaContext* context);
+  CudaResult (*capture_mode)(int* mode);  // exchanges the thread's mode
+  CudaResult (*stream_create)(CudaStream* stream, unsigned flags);
+  CudaResult (*stream_destroy)(CudaStream stream);
+  CudaResult (*stream_synchronize)(CudaStream stream);
+  CudaResult (*stream_capturing)(CudaStream stream, int* status);
+  CudaResult (*event_create)(CudaEvent* event, unsigned flags);
+  CudaResult (*event_record)(CudaEvent event, CudaStream stream);
+  CudaResult (*event_query)(CudaEvent event);
+  CudaResult (*event_destroy)(CudaEvent event);
+  CudaResult (*copy_in)(CudaAddress to, const void* from, std::size_t bytes, CudaStream stream);
+  CudaResult (*copy_out)(void* to, CudaAddress from, std::size_t bytes, CudaStream stream);
+  CudaResult (*host_register)(void* memory, std::size_t bytes, unsigned flags);
+  CudaResult (*host_unregister)(void* memory);
+  CudaResult (*pointer_attribute)(void* value, int attribute, CudaAddress address);
+};
+
+// Calls `each(member, name)` for every function, with the name that libcuda exports it under.
+template <class Api, class Each>
+void each_cuda_function(Api& api, Each each) {
+  each(api.init, "cuInit");
+  each(api.error_string, "cuGetErrorString");
+  each(api.device_count, "cuDeviceGetCount");
+  each(api.device_get, "cuDeviceGet");
+  each(api.device_uuid, "cuDeviceGetUuid_v2");
+  each(api.primary_retain, "cuDevicePrimaryCtxRetain");
+  each(api.primary_release, "cuDevicePrimaryCtxRelease_v2");
+  each(api.push_current, "cuCtxPushCurrent_v2");
+  each(api.pop_current, "cuCtxPopCurrent_v2");
+  each(api.capture_mode, "cuThreadExchangeStreamCaptureMode");
+  each(api.stream_create, "cuStreamCreate");
+  each(api.stream_destroy, "cuStreamDestroy_v2");
+  each(api.stream_synchronize, "cuStreamSynchronize");
+  each(api.stream_capturing, "cuStreamIsCapturing");
+  each(api.event_create, "cuEventCreate");
+  each(api.event_record, "cuEventRecord");
+  each(api.event_query, "cuEventQuery");
+  each(api.event_destroy, "cuEventDestroy_v2");
+  each(api.copy_in, "cuMemcpyHtoDAsync_v2");
+  each(api.copy_out, "cuMemcpyDtoHAsync_v2");
+  each(api.host_register, "cuMemHostRegister_v2");
+  each(api.host_unregister, "cuMemHostUnregister");
+  each(api.pointer_attribute, "cuPointerGetAttribute");
+}
+
+}  // namespace tent
