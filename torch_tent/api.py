@@ -32,9 +32,10 @@ def send(
 ) -> Transfer:
     """Sends a tensor to a rank, which receives it with `recv` and the same tag.
 
-    `x`: CPU tensor of any shape, dtype and strides, NumPy array, or anything with DLPack. It must
-    not change before the transfer has ended. Its elements travel in row-major order; the receiver
-    needs as many bytes and the same dtype, not the same shape.
+    `x`: CPU or CUDA tensor of any shape, dtype and strides, NumPy array, or anything with DLPack.
+    It must not change before the transfer has ended; what the current CUDA stream has queued comes
+    first. Its elements travel in row-major order; the receiver needs as many bytes and the same
+    dtype, not the same shape.
     `dst`: rank in the whole job, as in torch.distributed. `tag`: 0 to 2**63 - 1; messages of one
     tag arrive in the order of their sends.
     `group`: a process group of any backend (None: the default one), or what `Engine.join` made.
@@ -75,8 +76,8 @@ def recv(
 ) -> Transfer:
     """Receives into a tensor what a rank sends with `send` and the same tag.
 
-    `y`: CPU tensor (or what shares its memory) of any strides whose elements do not overlap. Until
-    the transfer has ended, its content is undefined.
+    `y`: CPU or CUDA tensor (or what shares its memory) of any strides whose elements do not
+    overlap. Until the transfer has ended, its content is undefined.
     `src`: the sender's rank; None: any, and `transfer.source` says which. The other options are
     those of `send`.
 
@@ -98,12 +99,13 @@ def recv(
 def register(x: Any, access: Access = "read") -> Segment:
     """Opens a tensor's memory to whoever is given a ticket of it.
 
-    `x`: CPU tensor, NumPy array or anything with DLPack, of any shape, dtype and strides. Holders
+    `x`: tensor, NumPy array or anything with DLPack, of any shape, dtype and strides. Holders
     of the ticket can touch the bytes from its first to its last element, and no others.
     `access`: "read", "write" or "read-write", seen from the other side.
 
-    Returns a Segment; it stays open until `close()`, or until the memory is freed (it must not be
-    resized before). Raises TypeError and ValueError for memory that cannot be shared.
+    Returns a Segment; it stays open until `close()`, or until the memory is freed. The storage of a
+    CPU tensor can no longer be resized, as after `x.numpy()`; that of a CUDA tensor must not be.
+    Raises TypeError and ValueError for memory that cannot be shared.
     """
     return engine().register(x, access)
 

@@ -64,5 +64,5 @@ def current_stream(device: int) -> int:
     """The stream in which the caller queues work on this GPU now; 0: none, or the default one."""
     if device == HOST:
         return 0
-    found: int = torch._C._cuda_getCurrentRawStream(device)  # type: ignore[attr-defined]
+    found: int = torch._C._cuda_getCurrentRawStream(device)
     return found

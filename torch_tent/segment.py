@@ -27,8 +27,8 @@ Access = Literal["read", "write", "read-write"]
 class Segment:
     """A tensor that holders of a ticket may read or write in place.
 
-    Attributes: `shape`, `dtype`, `device`, `access`. Open until `close()`, or until its memory is freed: the
-    Segment keeps the memory alive, the ticket does not. Usable as a context manager.
+    Attributes: `shape`, `dtype`, `device`, `access`. Open until `close()`, or until its memory is
+    freed: the Segment keeps the memory alive, the ticket does not. Usable as a context manager.
     """
 
     def __init__(self, engine: Engine, x: Any, access: Access = "read") -> None:

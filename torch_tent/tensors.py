@@ -86,7 +86,15 @@ def exported(x: Any, writable: bool) -> torch.Tensor:
         )
     if writable:
         check_fillable(tensor)
+    if tensor.is_cpu:
+        _keep_size(tensor)
     return tensor
+
+
+def _keep_size(tensor: torch.Tensor) -> None:
+    """Makes resizing the tensor's storage an error from now on: torch refuses it for memory that
+    NumPy has seen. (Peers go by addresses, and nobody would tell them.)"""
+    torch.empty(0, dtype=torch.uint8).set_(tensor.untyped_storage()).numpy()
 
 
 def steps(tensor: torch.Tensor) -> list[int]:

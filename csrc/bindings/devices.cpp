@@ -43,7 +43,8 @@ void bind_devices(py::module_& module) {
   using py::arg;
   module.def("load_cuda", &load_cuda, arg("library"))
       .def("cuda_device_count", [] { return driver().device_count(); })
-      .def("cuda_uuid", [](int device) { return driver().uuid(device); }, arg("device"))
+      .def(
+          "cuda_uuid", [](int device) { return driver().uuid(device); }, arg("device"))
       .def("cuda_device_of", &cuda_device_of, arg("address"));
 }
 

@@ -93,8 +93,8 @@ void Dialogue::on_read(Message& message, TimeNs) {
   if (!status.ok()) return refuse(message.id, status.code, status.text);
   const auto rails = RailKinds(message.meta & 0xff);
   const bool in_slices = (message.meta & kReadInSlices) != 0 || source.device() != kHost;
-  if (message.bytes == 0 || (message.bytes <= host_.settings.inline_bytes_max &&
-                             rails == kAllRails && !in_slices)) {
+  if (message.bytes == 0 ||
+      (message.bytes <= host_.settings.inline_bytes_max && rails == kAllRails && !in_slices)) {
     Message data;
     data.kind = MessageKind::ReadData;
     data.id = message.id;

@@ -41,8 +41,8 @@ class InboundFlows {
   bool fits(TransferId flow, std::uint64_t offset, std::uint64_t length) const;
   // The memory of [offset, offset + length); false when it must not be written (any more).
   bool landing(TransferId flow, std::uint64_t offset, std::uint64_t length, Pieces& out);
-  // A whole slice has come, and is being copied into place: how many of its bytes are news. A repeat
-  // finds no landing from here on.
+  // A whole slice has come, and is being copied into place: how many of its bytes are news. A
+  // repeat finds no landing from here on.
   std::uint64_t arrived(TransferId flow, std::uint64_t offset, std::uint64_t length);
   // Bytes that had arrived are in place: returns their flow, null when it is over.
   Inbound* placed(TransferId flow, std::uint64_t fresh);

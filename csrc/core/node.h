@@ -92,8 +92,8 @@ class Outbox {
   // Whether slices of this source memory can and should go over the link (asked once per flow and
   // link): false where the link cannot read it, or only by an extra copy that another link saves.
   virtual bool reaches(LinkId link, const Layout& source) = 0;
-  // Copies bytes that came in a message into a GPU's memory; placed() is called afterwards. Only for
-  // destinations that are not kHost.
+  // Copies bytes that came in a message into a GPU's memory; placed() is called afterwards. Only
+  // for destinations that are not kHost.
   virtual void place(PeerId, TransferId /*flow*/, const Layout&, const Body&) {}
   // Whether copies into a GPU's memory go on for this flow of the peer's.
   virtual bool placing(PeerId, TransferId /*flow*/) const { return false; }
@@ -164,8 +164,8 @@ class Node {
   // The source bytes of one of our flows. False: it ended; send filler or nothing.
   bool source(TransferId flow, std::uint64_t offset, std::uint64_t length, Pieces& out) const;
 
-  // ---- bytes that pass through host memory on their way from or to a GPU --------------------------
-  // kHost, too, for a flow that has ended.
+  // ---- bytes that pass through host memory on their way from or to a GPU
+  // -------------------------- kHost, too, for a flow that has ended.
   Origin source_origin(TransferId flow) const;
   Origin landing_origin(PeerId peer, TransferId flow) const;
   // Instead of landed(): the slice lies in `memory`, from where it is being copied into place.

@@ -43,7 +43,7 @@ class OutboundFlows {
   const Outbound* find(TransferId flow) const;
   void start(Outbound& outbound);  // its slices may go, once it is not held
   void release(Outbound& outbound);
-  void stop(Outbound& outbound);   // no more slices
+  void stop(Outbound& outbound);  // no more slices
   void drop(TransferId flow);
   SliceSpan cut(Outbound& outbound, std::uint64_t wanted);
   void give_back(TransferId flow, SliceSpan span);

@@ -59,7 +59,7 @@ class Session final : private Carrier {
 
   bool heard(Link& link, const FrameHeader& header, TimeNs now);
   void took(Link& link, std::uint64_t bytes, TimeNs now);  // a slice
-  Transfer* transfer_of(TransferId flow);  // null: ended, or an answer to a read
+  Transfer* transfer_of(TransferId flow);                  // null: ended, or an answer to a read
   void on_acked(Link& link, const Unacked& frame, TimeNs now);
   bool on_control(const FrameHeader& header, std::span<const std::uint8_t> body, TimeNs now);
   void suspect(LinkId link, const std::string& why, TimeNs now);

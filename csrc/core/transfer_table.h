@@ -20,7 +20,7 @@ struct Transfer {
   Request request;
   Report report;
   Stage stage = Stage::Posted;
-  TransferId flow = 0;  // on the wire: ours (send, write) or the peer's (receive, read)
+  TransferId flow = 0;       // on the wire: ours (send, write) or the peer's (receive, read)
   bool accept_owed = false;  // a receive that was matched while it was held
   Body early;                // ... and the bytes that came with the match
   Status ending;

@@ -17,7 +17,8 @@ std::uint64_t slots_for(std::uint64_t bytes) {
 // Aligned to the huge page, so that the kernel can use such.
 void* map_block(std::size_t bytes) {
   const std::size_t reserved = bytes + kHugePage;
-  void* start = ::mmap(nullptr, reserved, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+  void* start =
+      ::mmap(nullptr, reserved, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
   if (start == MAP_FAILED) return nullptr;
   const auto begin = reinterpret_cast<std::size_t>(start);
   const std::size_t aligned = (begin + kHugePage - 1) / kHugePage * kHugePage;

@@ -1,7 +1,7 @@
-// Stage: device. Host memory that GPUs copy from and to at full speed (page-locked), in equal slots:
-// slices on their way between a GPU and a transport lie here. Engine lock held.
-// What always holds: no more than `bound` bytes are in use, but for one slice that must have memory
-// so that its link can go on; memory that was taken stays until it is given back.
+// Stage: device. Host memory that GPUs copy from and to at full speed (page-locked), in equal
+// slots: slices on their way between a GPU and a transport lie here. Engine lock held. What always
+// holds: no more than `bound` bytes are in use, but for one slice that must have memory so that its
+// link can go on; memory that was taken stays until it is given back.
 #pragma once
 
 #include <cstdint>

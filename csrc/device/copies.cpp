@@ -170,10 +170,11 @@ bool DeviceCopies::take_ended(Used& used, Pending& pending, std::vector<Ended>& 
 
 void DeviceCopies::poll(std::vector<Ended>& ended) {
   for (auto& [device, used] : devices_) {
-    const bool idle =
-        used.marks.queue.empty() &&
-        std::all_of(used.in.begin(), used.in.end(), [](auto& lane) { return lane.queue.empty(); }) &&
-        std::all_of(used.out.begin(), used.out.end(), [](auto& lane) { return lane.queue.empty(); });
+    const bool idle = used.marks.queue.empty() &&
+                      std::all_of(used.in.begin(), used.in.end(),
+                                  [](auto& lane) { return lane.queue.empty(); }) &&
+                      std::all_of(used.out.begin(), used.out.end(),
+                                  [](auto& lane) { return lane.queue.empty(); });
     if (idle) continue;
     const OnGpu on(*used.gpu);
     for (auto* lanes : {&used.in, &used.out}) {

@@ -31,8 +31,8 @@ class DeviceCopies {
   Status open(Device device);
   const Gpu* gpu(Device device) const;
 
-  // Host memory to the device's, and back; both sides have equally many bytes, and belong to the GPU
-  // until the end is reported.
+  // Host memory to the device's, and back; both sides have equally many bytes, and belong to the
+  // GPU until the end is reported.
   CopyId into(Device device, const Pieces& host, const Pieces& gpu);
   CopyId out_of(Device device, const Pieces& gpu, const Pieces& host);
   // Reported when the work that is queued on the stream now has been done; 0: it has been already.
@@ -41,7 +41,8 @@ class DeviceCopies {
   std::size_t running() const { return running_; }  // copies, without marks
 
  private:
-  static constexpr std::size_t kStreams = 2;  // each way: one slice's copy overlaps the next's start
+  static constexpr std::size_t kStreams =
+      2;  // each way: one slice's copy overlaps the next's start
   struct Pending {
     CopyId id;
     CudaEvent event;  // null: it could not be recorded

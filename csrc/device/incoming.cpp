@@ -26,8 +26,7 @@ void part_of(const Pieces& memory, std::uint64_t skip, std::uint64_t length, Pie
 void IncomingSlices::begin(LinkId link, PeerId peer, const FrameHeader& header) {
   const Origin origin = node_.landing_origin(peer, header.flow);
   if (origin.device == kHost) return;
-  arriving_[link].push_back(
-      {peer, header.flow, header.offset, header.body_bytes, origin, {}});
+  arriving_[link].push_back({peer, header.flow, header.offset, header.body_bytes, origin, {}});
 }
 
 IncomingSlices::Arriving* IncomingSlices::find(LinkId link, TransferId flow, std::uint64_t offset,
@@ -85,18 +84,17 @@ std::optional<bool> IncomingSlices::landed(LinkId link, const FrameHeader& heade
   slices.erase(slices.begin() + (found - slices.data()));
   if (slices.empty()) arriving_.erase(link);
   Pieces to;
-  if (slice.memory.empty() ||
-      !node_.landing(link, header.flow, header.offset, header.body_bytes, to)) {
+  if (!node_.landing(link, header.flow, header.offset, header.body_bytes, to)) {
     give(link, slice.memory);
     return {};
   }
+  if (slice.memory.empty()) return false;  // the transport never asked where it goes
   std::uint64_t fresh = 0;
   if (!node_.arrived(link, header, slice.memory, fresh, now)) {
     give(link, slice.memory);
     return false;
   }
-  start({slice.peer, slice.flow, fresh, rail, slice.origin, std::move(slice.memory), link},
-        to);
+  start({slice.peer, slice.flow, fresh, rail, slice.origin, std::move(slice.memory), link}, to);
   return true;
 }
 
@@ -156,9 +154,8 @@ void IncomingSlices::forget(LinkId link) {
 }
 
 bool IncomingSlices::copying_segment(SegmentId segment) const {
-  return std::any_of(running_.begin(), running_.end(), [&](const auto& running) {
-    return running.second.origin.segment == segment;
-  });
+  return std::any_of(running_.begin(), running_.end(),
+                     [&](const auto& running) { return running.second.origin.segment == segment; });
 }
 
 }  // namespace tent

@@ -30,9 +30,10 @@ class IncomingSlices {
   void begin(LinkId link, PeerId peer, const FrameHeader& header);
   // Puts host memory in the place of a GPU's in `out`: none at all while there is none, and the
   // transport asks again. False: drop the bytes.
-  bool landing(LinkId link, TransferId flow, std::uint64_t offset, std::uint64_t length, Pieces& out);
-  // All of the slice has come: whether it is intact. Nothing: it was none for a GPU, or nobody wants
-  // it any more.
+  bool landing(LinkId link, TransferId flow, std::uint64_t offset, std::uint64_t length,
+               Pieces& out);
+  // All of the slice has come: whether it is intact. Nothing: it was none for a GPU, or nobody
+  // wants it any more.
   std::optional<bool> landed(LinkId link, const FrameHeader& header, const std::string& rail,
                              TimeNs now);
   // Bytes that came in a message.

@@ -121,7 +121,9 @@ void OutgoingSlices::left(TransferId flow, std::uint64_t offset, bool acknowledg
   const auto found = entries_.find({flow, offset});
   if (found == entries_.end() || found->second.link == 0) return;
   Entry& entry = found->second;
-  if (acknowledged || entry.stage == Entry::Stage::Waiting) return drop(found);
+  // A peer that acknowledges what was never sent must not make us use memory that a GPU writes to.
+  const bool copying = entry.stage == Entry::Stage::Copying;
+  if ((acknowledged && !copying) || entry.stage == Entry::Stage::Waiting) return drop(found);
   // The peer may still be reading the memory over the link that is gone. It says when it is not,
   // and then the Node sends the slice again; or else its flow ends.
   if (!entry.memory.empty() && --holding_[entry.link] == 0) holding_.erase(entry.link);

@@ -1,6 +1,6 @@
-// Stage: device. Everything through which the bytes of GPUs pass: page-locked memory, copies, slices
-// that go out and come in. Made by Exchange when memory of a GPU is named for the first time; engine
-// lock held. What always holds: nothing in here waits for a GPU.
+// Stage: device. Everything through which the bytes of GPUs pass: page-locked memory, copies,
+// slices that go out and come in. Made by Exchange when memory of a GPU is named for the first
+// time; engine lock held. What always holds: nothing in here waits for a GPU.
 #pragma once
 
 #include <unordered_map>

@@ -74,8 +74,7 @@ const Cuda* Cuda::loaded() {
 std::string Cuda::uuid(int device) const {
   CudaDevice id = 0;
   CudaUuid uuid{};
-  if (api_.device_get(&id, device) != kCudaSuccess ||
-      api_.device_uuid(&uuid, id) != kCudaSuccess) {
+  if (api_.device_get(&id, device) != kCudaSuccess || api_.device_uuid(&uuid, id) != kCudaSuccess) {
     return "";
   }
   static const char digits[] = "0123456789abcdef";

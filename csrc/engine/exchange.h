@@ -66,7 +66,7 @@ class Exchange final : public Transfers, private Outbox, private Receiver {
   Status open_device(Device device);
   // Whether bytes of the segment are still being copied from or to a GPU.
   bool copying(SegmentId segment) const;
-  // Waits until no copy goes on, because the memory is given back; bounded.
+  // Waits until no copy goes on, bounded, and gives all of the GPUs back. No link may be up.
   void end_copies();
   void watch(const OperationRef& operation, Watch watch);
 

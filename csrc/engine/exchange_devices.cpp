@@ -72,7 +72,8 @@ bool Exchange::placing(PeerId peer, TransferId flow) const {
 }
 
 bool Exchange::copying(SegmentId segment) const {
-  return devices_ && (devices_->out.copying_segment(segment) || devices_->in.copying_segment(segment));
+  return devices_ &&
+         (devices_->out.copying_segment(segment) || devices_->in.copying_segment(segment));
 }
 
 void Exchange::end_copies() {
@@ -83,6 +84,7 @@ void Exchange::end_copies() {
     sched_yield();
   }
   poll_devices();
+  if (devices_->copies.running() == 0) devices_.reset();
 }
 
 }  // namespace tent

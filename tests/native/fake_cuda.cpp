@@ -1,9 +1,10 @@
 // Stage: tests. A libcuda that has no GPU: "device" memory that the host cannot touch (a second
 // mapping, which only the fake uses, holds the bytes), streams that are threads, and copies that
-// take the time of a model and happen at its very end. It fails on demand. Functions are exported
-// under libcuda's names; those that begin with fake_ are for the test.
+// take the time of a model and happen at its very end. It fails on demand. Its functions are
+// exported under libcuda's names, for dlopen; as a Python module it is what the test drives.
 // What always holds: whoever touches device memory from the host, copies with page-locked memory
 // that is none, or without a context, is told.
+#include <pybind11/pybind11.h>
 #include <sys/mman.h>
 #include <unistd.h>
 
@@ -25,26 +26,15 @@
 
 #define EXPORT extern "C" __attribute__((visibility("default")))
 
-using tent::CudaAddress;
-using tent::CudaContext;
-using tent::CudaDevice;
-using tent::CudaEvent;
-using tent::CudaResult;
-using tent::CudaStream;
-using tent::CudaUuid;
-using tent::now_ns;
-using tent::TimeNs;
+using namespace tent;
 
-namespace {
 constexpr int kDevices = 2;
-constexpr CudaResult kInvalidValue = 1, kInvalidContext = 201, kIllegalAddress = 700;
-}  // namespace
+constexpr CudaResult kInvalidValue = 1, kInvalidContext = 201;
 
 struct CUctx_st {
   int device = 0, retained = 0;
   TimeNs engine_free[2] = {0, 0};  // into, out of
-  TimeNs busy[2] = {0, 0};
-  bool broken = false;
+  std::uint64_t copied[2] = {0, 0};
 };
 
 struct CUevent_st {
@@ -52,9 +42,9 @@ struct CUevent_st {
 };
 
 struct CUstream_st {
-  explicit CUstream_st(CUctx_st& of) : context(of), worker([this] { run(); }) { worker.detach(); }
+  CUstream_st() : worker([this] { run(); }) { worker.detach(); }
   void run();
-  CUctx_st& context;
+  bool works() const;
   std::deque<std::function<void()>> queue;
   std::condition_variable wanted;
   bool ended = false, busy = false;
@@ -79,8 +69,7 @@ struct World {
   std::map<std::uint64_t, std::size_t> pinned;
   std::size_t pinned_max = SIZE_MAX;
   std::map<std::string, std::pair<int, CudaResult>> failures;  // after so many calls
-  std::map<std::string, std::uint64_t> calls;
-  double rate[2] = {0, 0};  // bytes per second; 0: no time
+  double rate[2] = {0, 0};                                     // bytes per second; 0: no time
   TimeNs latency = 0, jitter = 0;
   std::mt19937_64 random{1};
 };
@@ -94,13 +83,11 @@ thread_local std::vector<CUctx_st*> current;
 
 // Called with the lock held.
 CudaResult asked(const char* function) {
-  World& w = world();
-  ++w.calls[function];
-  const auto failure = w.failures.find(function);
-  if (failure == w.failures.end()) return 0;
-  if (failure->second.first-- > 0) return 0;
+  auto& failures = world().failures;
+  const auto failure = failures.find(function);
+  if (failure == failures.end() || failure->second.first-- > 0) return 0;
   const CudaResult result = failure->second.second;
-  w.failures.erase(failure);
+  failures.erase(failure);
   return result;
 }
 
@@ -112,24 +99,25 @@ const Allocation* find(CudaAddress address, std::size_t bytes, CudaAddress& base
   base = found->first;
   const std::size_t offset = std::size_t(address - base);
   return offset + bytes <= found->second.bytes && offset < found->second.bytes ? &found->second
-                                                                             : nullptr;
+                                                                               : nullptr;
 }
 
 bool is_pinned(const void* host, std::size_t bytes) {
   const auto address = reinterpret_cast<std::uint64_t>(host);
-  const auto& pinned = world().pinned;
-  auto found = pinned.upper_bound(address);
-  if (found == pinned.begin()) return false;
-  --found;
-  return address + bytes <= found->first + found->second;
+  return std::any_of(world().pinned.begin(), world().pinned.end(), [&](const auto& block) {
+    return block.first <= address && address + bytes <= block.first + block.second;
+  });
+}
+
+std::size_t pinned_bytes() {
+  std::size_t total = 0;
+  for (const auto& [address, size] : world().pinned) total += size;
+  return total;
 }
 
 CUstream_st* stream_of(CudaStream stream) {
   if (stream != nullptr) return stream;
-  const int device = current.back()->device;
-  CUstream_st*& legacy = world().legacy[device];
-  if (legacy == nullptr) world().streams.push_back(legacy = new CUstream_st(*current.back()));
-  return legacy;
+  return world().legacy[current.back()->device];
 }
 
 void push(CudaStream stream, std::function<void()> work) {
@@ -138,7 +126,7 @@ void push(CudaStream stream, std::function<void()> work) {
 }
 
 void sleep_until(TimeNs time) {
-  const timespec until{time / tent::kSecond, long(time % tent::kSecond)};
+  const timespec until{time / kSecond, long(time % kSecond)};
   while (clock_nanosleep(CLOCK_MONOTONIC, TIMER_ABSTIME, &until, nullptr) != 0) {
   }
 }
@@ -149,12 +137,10 @@ CudaResult copy(CudaAddress gpu, void* host, std::size_t bytes, CudaStream given
   CudaAddress base = 0;
   const Allocation* memory = find(gpu, bytes, base);
   if (current.empty()) return kInvalidContext;
-  if (current.back()->broken) return kIllegalAddress;
   if (memory == nullptr || !is_pinned(host, bytes)) return kInvalidValue;
-  CUstream_st* stream = stream_of(given);
+  CUctx_st& context = *current.back();
   std::uint8_t* shadow = memory->shadow + (gpu - base);
-  push(stream, [=, &w] {
-    CUctx_st& context = stream->context;
+  push(stream_of(given), [=, &w, &context] {
     TimeNs done = 0;
     {
       const std::lock_guard lock(w.mutex);
@@ -162,7 +148,7 @@ CudaResult copy(CudaAddress gpu, void* host, std::size_t bytes, CudaStream given
       const TimeNs work = w.latency + (rate > 0 ? TimeNs(double(bytes) / rate * 1e9) : 0);
       TimeNs& free = context.engine_free[into ? 0 : 1];
       done = free = std::max(now_ns(), free) + work;
-      context.busy[into ? 0 : 1] += work;
+      context.copied[into ? 0 : 1] += bytes;
       if (w.jitter > 0) done += TimeNs(w.random() % std::uint64_t(w.jitter));
     }
     if (done > now_ns()) sleep_until(done);
@@ -190,6 +176,11 @@ void CUstream_st::run() {
   }
 }
 
+bool CUstream_st::works() const {
+  const std::lock_guard lock(world().mutex);
+  return busy || !queue.empty();
+}
+
 #define BEGIN(name)                           \
   const std::lock_guard lock(world().mutex);  \
   if (const CudaResult wrong = asked(name)) { \
@@ -200,18 +191,17 @@ void CUstream_st::run() {
 
 EXPORT CudaResult cuInit(unsigned) {
   BEGIN("cuInit");
-  for (int i = 0; i < kDevices; ++i) world().contexts[i].device = i;
+  for (int i = 0; i < kDevices; ++i) {
+    world().contexts[i].device = i;
+    world().streams.push_back(world().legacy[i] = new CUstream_st);
+  }
   return 0;
 }
 EXPORT CudaResult cuGetErrorString(CudaResult result, const char** text) {
-  static const std::map<CudaResult, const char*> texts{
-      {1, "invalid argument"}, {2, "out of memory"}, {700, "an illegal memory access"}};
-  const auto found = texts.find(result);
-  *text = found == texts.end() ? "some error" : found->second;
+  *text = result == 2 ? "out of memory" : "some error";
   return 0;
 }
 EXPORT CudaResult cuDeviceGetCount(int* count) {
-  BEGIN("cuDeviceGetCount");
   *count = kDevices;
   return 0;
 }
@@ -230,7 +220,7 @@ EXPORT CudaResult cuDevicePrimaryCtxRetain(CudaContext* context, CudaDevice devi
   return 0;
 }
 EXPORT CudaResult cuDevicePrimaryCtxRelease_v2(CudaDevice device) {
-  BEGIN("cuDevicePrimaryCtxRelease");
+  const std::lock_guard lock(world().mutex);
   --world().contexts[device].retained;
   return 0;
 }
@@ -252,28 +242,22 @@ EXPORT CudaResult cuThreadExchangeStreamCaptureMode(int* mode) {
 EXPORT CudaResult cuStreamCreate(CudaStream* stream, unsigned) {
   BEGIN("cuStreamCreate");
   if (current.empty()) return kInvalidContext;
-  world().streams.push_back(*stream = new CUstream_st(*current.back()));
+  world().streams.push_back(*stream = new CUstream_st);
   return 0;
 }
 EXPORT CudaResult cuStreamDestroy_v2(CudaStream stream) {
-  BEGIN("cuStreamDestroy");
+  const std::lock_guard lock(world().mutex);
   std::erase(world().streams, stream);
   stream->ended = true;
   stream->wanted.notify_one();
   return 0;
 }
-EXPORT CudaResult cuStreamSynchronize(CudaStream given) {
-  std::unique_lock lock(world().mutex);
-  CUstream_st* stream = stream_of(given);
-  while (!stream->queue.empty() || stream->busy) {
-    lock.unlock();
-    sleep_until(now_ns() + 100 * tent::kMicrosecond);
-    lock.lock();
-  }
+EXPORT CudaResult cuStreamSynchronize(CudaStream stream) {
+  while (stream->works()) sleep_until(now_ns() + 100 * kMicrosecond);
   return 0;
 }
 EXPORT CudaResult cuStreamIsCapturing(CudaStream given, int* status) {
-  BEGIN("cuStreamIsCapturing");
+  const std::lock_guard lock(world().mutex);
   if (current.empty()) return kInvalidContext;
   *status = stream_of(given)->capturing;
   return 0;
@@ -295,10 +279,7 @@ EXPORT CudaResult cuEventRecord(CudaEvent event, CudaStream given) {
 }
 EXPORT CudaResult cuEventQuery(CudaEvent event) {
   BEGIN("cuEventQuery");
-  for (const CUctx_st& context : world().contexts) {
-    if (context.broken) return kIllegalAddress;
-  }
-  return event->reached == event->recorded ? 0 : tent::kCudaNotReady;
+  return event->reached == event->recorded ? 0 : kCudaNotReady;
 }
 EXPORT CudaResult cuEventDestroy_v2(CudaEvent) { return 0; }  // a stream may still reach it
 EXPORT CudaResult cuMemcpyHtoDAsync_v2(CudaAddress to, const void* from, std::size_t bytes,
@@ -314,30 +295,29 @@ EXPORT CudaResult cuMemcpyDtoHAsync_v2(void* to, CudaAddress from, std::size_t b
 EXPORT CudaResult cuMemHostRegister_v2(void* memory, std::size_t bytes, unsigned) {
   BEGIN("cuMemHostRegister");
   if (current.empty()) return kInvalidContext;
-  std::size_t total = bytes;
-  for (const auto& [address, size] : world().pinned) total += size;
-  if (total > world().pinned_max) return 2;
+  if (pinned_bytes() + bytes > world().pinned_max) return 2;
   world().pinned[reinterpret_cast<std::uint64_t>(memory)] = bytes;
   return 0;
 }
 EXPORT CudaResult cuMemHostUnregister(void* memory) {
-  BEGIN("cuMemHostUnregister");
+  const std::lock_guard lock(world().mutex);
   return world().pinned.erase(reinterpret_cast<std::uint64_t>(memory)) == 1 ? 0 : 713;
 }
 EXPORT CudaResult cuPointerGetAttribute(void* value, int attribute, CudaAddress address) {
-  BEGIN("cuPointerGetAttribute");
+  const std::lock_guard lock(world().mutex);
   CudaAddress base = 0;
   const Allocation* memory = find(address, 1, base);
   if (memory == nullptr) return kInvalidValue;
-  const int wanted = attribute == tent::kCudaPointerMemoryType ? int(tent::kCudaMemoryTypeDevice)
-                                                               : memory->device;
-  std::memcpy(value, &wanted, sizeof wanted);
+  const bool kind = attribute == kCudaPointerMemoryType;
+  *static_cast<int*>(value) = kind ? int(kCudaMemoryTypeDevice) : memory->device;
   return 0;
 }
 
 // ---- what the test does -------------------------------------------------------------------------
 
-EXPORT CudaAddress fake_alloc(int device, std::size_t bytes) {
+namespace {
+
+CudaAddress allocate(int device, std::size_t bytes) {
   const std::size_t mapped = (bytes + 4095) / 4096 * 4096;
   const int fd = memfd_create("fake-gpu", MFD_CLOEXEC);
   if (fd < 0 || ftruncate(fd, off_t(mapped)) != 0) return 0;
@@ -349,70 +329,35 @@ EXPORT CudaAddress fake_alloc(int device, std::size_t bytes) {
   world().memory[key] = {bytes, static_cast<std::uint8_t*>(shadow), device};
   return key;
 }
-// The addresses stay reserved, so that no later memory is taken for this.
-EXPORT void fake_free(CudaAddress address) {
-  const std::lock_guard lock(world().mutex);
-  world().memory.erase(address);
-}
-EXPORT void* fake_shadow(CudaAddress address) {
+
+// Where the bytes really are.
+std::uint64_t shadow(CudaAddress address) {
   const std::lock_guard lock(world().mutex);
   CudaAddress base = 0;
   const Allocation* memory = find(address, 1, base);
-  return memory == nullptr ? nullptr : memory->shadow + (address - base);
+  return memory ? reinterpret_cast<std::uint64_t>(memory->shadow + (address - base)) : 0;
 }
-EXPORT void fake_model(double into, double out_of, double latency_s, double jitter_s) {
+
+void model(double into, double out_of, double latency_s, double jitter_s) {
   const std::lock_guard lock(world().mutex);
   world().rate[0] = into;
   world().rate[1] = out_of;
   world().latency = TimeNs(latency_s * 1e9);
   world().jitter = TimeNs(jitter_s * 1e9);
 }
-EXPORT void fake_fail(const char* function, int after, CudaResult result) {
-  const std::lock_guard lock(world().mutex);
-  world().failures[function] = {after, result};
-}
-EXPORT void fake_break(int device, int broken) {
-  const std::lock_guard lock(world().mutex);
-  world().contexts[device].broken = broken != 0;
-}
-EXPORT void fake_limit_pinned(std::size_t bytes) {
-  const std::lock_guard lock(world().mutex);
-  world().pinned_max = bytes;
-}
-EXPORT std::uint64_t fake_pinned() {
-  const std::lock_guard lock(world().mutex);
-  std::uint64_t total = 0;
-  for (const auto& [address, size] : world().pinned) total += size;
-  return total;
-}
-EXPORT std::uint64_t fake_calls(const char* function) {
-  const std::lock_guard lock(world().mutex);
-  return world().calls[function];
-}
-EXPORT int fake_contexts(int device) {
-  const std::lock_guard lock(world().mutex);
-  return world().contexts[device].retained;
-}
-EXPORT double fake_busy(int device, int out_of) {
-  const std::lock_guard lock(world().mutex);
-  return double(world().contexts[device].busy[out_of]) * 1e-9;
-}
+
 // A stream of the caller's, as torch's are.
-EXPORT CudaStream fake_stream(int device) {
+std::uint64_t make_stream() {
   const std::lock_guard lock(world().mutex);
-  auto* made = new CUstream_st(world().contexts[device]);
-  world().streams.push_back(made);
-  return made;
+  world().streams.push_back(new CUstream_st);
+  return reinterpret_cast<std::uint64_t>(world().streams.back());
 }
-EXPORT void fake_capture(CudaStream stream, int status) {
-  const std::lock_guard lock(world().mutex);
-  stream->capturing = status;
-}
+
 // A kernel that takes so long, and then fills memory with a byte.
-EXPORT void fake_kernel(CudaStream stream, double seconds, CudaAddress address, std::size_t bytes,
-                        int value) {
+void kernel(std::uint64_t stream, double seconds, CudaAddress address, std::size_t bytes,
+            int value) {
   const std::lock_guard lock(world().mutex);
-  push(stream, [=] {
+  push(reinterpret_cast<CudaStream>(stream), [=] {
     sleep_until(now_ns() + TimeNs(seconds * 1e9));
     const std::lock_guard lock(world().mutex);
     CudaAddress base = 0;
@@ -420,10 +365,35 @@ EXPORT void fake_kernel(CudaStream stream, double seconds, CudaAddress address, 
     if (memory != nullptr) std::memset(memory->shadow + (address - base), value, bytes);
   });
 }
-// Whether anything is queued on any stream.
-EXPORT int fake_working() {
-  const std::lock_guard lock(world().mutex);
-  const auto& streams = world().streams;
-  return std::any_of(streams.begin(), streams.end(),
-                     [](const CUstream_st* s) { return s->busy || !s->queue.empty(); });
+
+}  // namespace
+
+PYBIND11_MODULE(fake_cuda, m) {
+  World& w = world();
+  const auto locked = [&w](auto body) {
+    const std::lock_guard lock(w.mutex);
+    return body();
+  };
+  m.def("alloc", &allocate);
+  // The addresses stay reserved, so that no later memory is taken for this.
+  m.def("free", [&, locked](CudaAddress at) { locked([&] { return w.memory.erase(at); }); });
+  m.def("shadow", &shadow);
+  m.def("model", &model);
+  m.def("fail", [&, locked](const std::string& function, int after, CudaResult result) {
+    locked([&] { w.failures[function] = {after, result}; });
+  });
+  m.def("limit_pinned", [&, locked](std::size_t bytes) { locked([&] { w.pinned_max = bytes; }); });
+  m.def("pinned", [locked] { return locked(pinned_bytes); });
+  m.def("contexts", [&](int device) { return w.contexts[device].retained; });
+  m.def("copied", [&, locked](int device, bool out_of) {
+    return locked([&] { return w.contexts[device].copied[out_of ? 1 : 0]; });
+  });
+  m.def("stream", &make_stream);
+  m.def("capture", [](std::uint64_t stream, int status) {
+    reinterpret_cast<CudaStream>(stream)->capturing = status;
+  });
+  m.def("kernel", &kernel);
+  m.def("working", [&w] {  // whether anything is queued on any stream
+    return std::any_of(w.streams.begin(), w.streams.end(), [](auto* s) { return s->works(); });
+  });
 }

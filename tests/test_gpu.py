@@ -1,0 +1,142 @@
+"""Tests of CUDA tensors on a real GPU: what tests/test_cuda.py shows on a fake driver, with real
+kernels and streams. Skipped without a GPU; benchmarks/gpu.sh runs them."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import torch
+
+import torch_tent as tent
+from tests.pairs import Pair, two_engines
+
+pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU here")
+MIB = 1 << 20
+WAIT_S = 20.0
+
+
+@pytest.fixture(params=[("tcp",), ("shm",)], ids=["tcp", "host"])
+def pair(request: pytest.FixtureRequest) -> Iterator[Pair]:
+    with two_engines(transports=request.param) as found:
+        yield found
+
+
+def noise(count: int, seed: int = 1) -> torch.Tensor:
+    draw = torch.Generator().manual_seed(seed)
+    return torch.randint(0, 256, (count,), dtype=torch.uint8, generator=draw)
+
+
+@pytest.mark.parametrize("size", [1, 8192, 9 * MIB + 5, 256 * MIB])
+@pytest.mark.parametrize("ends", [("cuda", "cpu"), ("cpu", "cuda"), ("cuda", "cuda")])
+def test_every_byte_arrives(pair: Pair, ends: tuple[str, str], size: int) -> None:
+    x, y = noise(size).to(ends[0]), torch.zeros(size, dtype=torch.uint8, device=ends[1])
+    pair.exchange(x, y)
+    assert torch.equal(x.cpu(), y.cpu())
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float8_e4m3fn, torch.int64])
+def test_views_and_dtypes(pair: Pair, dtype: torch.dtype) -> None:
+    x = noise(64 * 512).view(64, 512).to("cuda").to(dtype)
+    y = torch.zeros(64, 512, device="cuda").to(dtype)
+    pair.exchange(x[::2, 32:], y[::2, 32:])
+    as_bytes = [t[::2, 32:].contiguous().view(torch.uint8).cpu() for t in (x, y)]
+    assert torch.equal(*as_bytes)
+    assert not y[1::2].to(torch.float32).any()
+
+
+def test_blocks_of_caches(pair: Pair) -> None:
+    layers = [torch.randn(64, 16, 128, device="cuda", dtype=torch.bfloat16) for _ in range(4)]
+    landing = [torch.zeros_like(layer) for layer in layers]
+    ours, theirs = tent.KVCache(layers, engine=pair.a), tent.KVCache(landing, engine=pair.b)
+    remote: Any = pair.a.open(theirs.ticket())
+    pair.a.write_blocks(ours, [3, 1, 60], remote, [0, 9, 5], notify=b"n").wait(WAIT_S)
+    assert theirs.wait_notification(WAIT_S) is not None
+    for layer, landed in zip(layers, landing, strict=True):
+        assert torch.equal(layer[[3, 1, 60]], landed[[0, 9, 5]])
+
+
+def test_after_a_slow_kernel_and_before_a_read(pair: Pair) -> None:
+    """Many times, on the same and on other streams: what was queued before comes first, and what is
+    queued after wait() sees the bytes."""
+    size = 256 << 10
+    x, y = torch.zeros(size, device="cuda"), torch.zeros(size, device="cuda")
+    streams = [torch.cuda.current_stream(), torch.cuda.Stream(), torch.cuda.Stream()]
+    end, turn = time.monotonic() + 15, 0
+    wrong = torch.zeros((), dtype=torch.int64, device="cuda")
+    while time.monotonic() < end and turn < 10000:
+        turn += 1
+        with torch.cuda.stream(streams[turn % 3]):
+            if turn % 3:
+                streams[turn % 3].wait_stream(streams[(turn - 1) % 3])
+            torch.cuda._sleep(200_000)
+            x.fill_(turn)
+            sent = pair.a.send(x, 1, group=pair.group_a)
+        with torch.cuda.stream(streams[(turn + 1) % 3]):
+            received = pair.b.recv(y, 0, group=pair.group_b)
+            received.wait(WAIT_S)
+            wrong += (y != turn).sum()
+        sent.wait(WAIT_S)
+        torch.cuda.current_stream().wait_stream(streams[(turn + 1) % 3])
+    torch.cuda.synchronize()
+    assert turn > 100
+    assert int(wrong) == 0
+
+
+def test_a_kernel_holds_back_its_own_transfer_only(pair: Pair) -> None:
+    slow, quick = torch.zeros(MIB, device="cuda"), torch.ones(MIB, device="cuda")
+    z, y = torch.zeros(MIB), torch.zeros(MIB)
+    torch.cuda.synchronize()
+    with torch.cuda.stream(torch.cuda.Stream()):
+        torch.cuda._sleep(2_000_000_000)
+        slow.fill_(5)
+        sent = pair.a.send(slow, 1, 1, group=pair.group_a)
+    received = pair.b.recv(z, 0, 1, group=pair.group_b)
+    pair.exchange(quick, y, tag=2)
+    assert not sent.done()
+    received.wait(WAIT_S)
+    assert (z == 5).all()
+    assert (y == 1).all()
+
+
+def test_under_graph_capture(pair: Pair) -> None:
+    x = torch.ones(8, device="cuda")
+    torch.cuda.synchronize()
+    graph, refused = torch.cuda.CUDAGraph(), ""
+    with torch.cuda.graph(graph):
+        x.add_(1)
+        try:
+            pair.a.send(x, 1, group=pair.group_a)
+        except RuntimeError as error:
+            refused = str(error)
+    assert "captured in a CUDA graph" in refused
+    graph.replay()
+    torch.cuda.synchronize()
+    assert (x == 2).all()
+
+
+def test_transfers_of_others_leave_a_capture_alone(pair: Pair) -> None:
+    """While this thread captures a graph, a transfer that began before goes on."""
+    x, y = torch.ones(64 * MIB, device="cuda"), torch.zeros(64 * MIB, device="cuda")
+    z = torch.ones(8, device="cuda")
+    torch.cuda.synchronize()
+    received = pair.b.recv(y, 0, group=pair.group_b)
+    sent = pair.a.send(x, 1, group=pair.group_a)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        z.add_(1)
+        time.sleep(0.02)
+    received.wait(WAIT_S)
+    sent.wait(WAIT_S)
+    graph.replay()
+    assert torch.equal(x, y)
+    assert (z == 2).all()
+
+
+def test_freed_storage() -> None:
+    x = torch.ones(8 * MIB, device="cuda")
+    x.untyped_storage().resize_(16)
+    with pytest.raises(ValueError, match="freed or resized"):
+        tent.register(x)
