@@ -243,3 +243,13 @@ def test_what_cannot_be_shared_is_named(pair: Pair) -> None:
     expanded: Any = pair.a.open(pair.b.register(keep := torch.ones(1).expand(3)).ticket())
     assert pair.a.read(expanded).wait(WAIT_S).tolist() == [1, 1, 1]  # type: ignore[union-attr]
     assert keep.shape == (3,)
+
+
+def test_registered_storage_cannot_be_resized(pair: Pair) -> None:
+    """Peers go by addresses: torch refuses at the call that would move the memory."""
+    x = torch.ones(1000, dtype=torch.bfloat16)
+    with pair.a.register(x[10:20]):
+        with pytest.raises(RuntimeError, match="not resizable"):
+            x.resize_(5000)
+        with pytest.raises(RuntimeError, match="not resizable"):
+            x.untyped_storage().resize_(0)

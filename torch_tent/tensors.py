@@ -22,6 +22,9 @@ Part = tuple[int, int, int, Sequence[tuple[int, int]], "np.ndarray[Any, Any] | N
 
 # Smaller pieces cost more to list one by one than to copy together first (sources only).
 PACK_BELOW_BYTES = 64
+# Whether a storage was made smaller than its tensor is asked beyond this only: it takes a tenth of
+# the time of a small message. A storage that was freed is always noticed.
+UNCHECKED_BYTES = 8 << 10
 
 _QUANTIZED = {torch.quint8, torch.qint8, torch.qint32, torch.quint4x2, torch.quint2x4}
 
@@ -51,8 +54,10 @@ def source(x: Any) -> tuple[torch.Tensor, _engine.Layout, int]:
     """
     if type(x) is _Tensor and x.is_cpu and x.layout is _strided and x.is_contiguous():
         code = _real_code_of(x.dtype)
-        if code is not None and not x.is_neg() and x.data_ptr():
-            return x, _contiguous(x.data_ptr(), x.nbytes), code
+        if code is not None and not x.is_neg():
+            address, size = x.data_ptr(), x.nbytes
+            if address and (size <= UNCHECKED_BYTES or _fits(x, size)):
+                return x, _contiguous(address, size), code
     tensor = _checked(x, "source", writable=False)
     tensor = tensor.detach().resolve_conj().resolve_neg()
     piece_bytes, dims = grid(tensor.shape, steps(tensor), tensor.element_size())
@@ -69,8 +74,10 @@ def destination(x: Any) -> tuple[torch.Tensor, _engine.Layout, int]:
     """
     if type(x) is _Tensor and x.is_cpu and x.layout is _strided and x.is_contiguous():
         code = _real_code_of(x.dtype)
-        if code is not None and not x.is_neg() and not x.requires_grad and x.data_ptr():
-            return x, _contiguous(x.data_ptr(), x.nbytes), code
+        if code is not None and not x.is_neg() and not x.requires_grad:
+            address, size = x.data_ptr(), x.nbytes
+            if address and (size <= UNCHECKED_BYTES or _fits(x, size)):
+                return x, _contiguous(address, size), code
     tensor = _checked(x, "destination", writable=True)
     check_fillable(tensor)
     return tensor, _layout(tensor, "destination"), DTYPE_CODES[tensor.dtype]
@@ -205,6 +212,11 @@ def _checked(x: Any, what: str, writable: bool) -> torch.Tensor:
         )
     check_storage(tensor, what)
     return tensor
+
+
+def _fits(x: torch.Tensor, size: int) -> bool:
+    """Whether a contiguous tensor still lies in its storage."""
+    return x.storage_offset() * x.itemsize + size <= x.untyped_storage().nbytes()
 
 
 def check_storage(tensor: torch.Tensor, what: str) -> None:
