@@ -6,7 +6,7 @@
 #include <cstring>
 #include <thread>
 
-#include "fake_verbs.h"
+#include "fake.h"
 
 namespace fake {
 namespace {
@@ -61,7 +61,8 @@ ibv::Wc told(const Pair& pair, std::uint64_t wr_id, std::uint32_t status, std::u
 }
 
 void fail(World& w, Pair& pair, std::uint32_t status) {
-  complete(w, static_cast<Queue*>(pair.send_cq), told(pair, pair.sends.front().wr.wr_id, status, 0));
+  complete(w, static_cast<Queue*>(pair.send_cq),
+           told(pair, pair.sends.front().wr.wr_id, status, 0));
   pair.sends.pop_front();
   pair.now = ibv::kErr;
   flush(w, pair);

@@ -1,8 +1,8 @@
-// Stage: tests. A libibverbs without devices: the functions and structs that the driver uses, over a
-// fabric inside the process (fake_fabric.cpp), and calls with which a test spoils it. It is a shared
-// library of its own, so that what is tested is the very code that opens the real one.
-// Any thread; one mutex.
-#include "fake_verbs.h"
+// Stage: tests. A libibverbs without devices: the functions and structs that the driver uses, over
+// a fabric inside the process (fake_fabric.cpp), and calls with which a test spoils it. It is a
+// shared library of its own, so that what is tested is the very code that opens the real one. Any
+// thread; one mutex.
+#include "fake.h"
 
 #include <fcntl.h>
 #include <unistd.h>
@@ -55,8 +55,8 @@ int post_send(ibv::Qp* on, ibv::SendWr* wr, ibv::SendWr**) {
       machine.free_at = std::max(machine.free_at, Clock::now()) +
                         std::chrono::duration_cast<Clock::duration>(
                             Seconds(double(work.bytes + 64) / machine.bytes_per_s));
-      work.ready = machine.free_at +
-                   std::chrono::duration_cast<Clock::duration>(Seconds(machine.latency_s));
+      work.ready =
+          machine.free_at + std::chrono::duration_cast<Clock::duration>(Seconds(machine.latency_s));
     }
     pair.sends.push_back(std::move(work));
   }
@@ -269,7 +269,7 @@ EXPORT int ibv_get_async_event(ibv::Context* context, ibv::AsyncEvent* event) {
 }
 EXPORT void ibv_ack_async_event(ibv::AsyncEvent*) {}
 EXPORT const char* ibv_wc_status_str(ibv::WcStatus status) {
-  return status == kRetryExceeded      ? "transport retry counter exceeded"
+  return status == kRetryExceeded    ? "transport retry counter exceeded"
          : status == ibv::kWcFlushed ? "Work Request Flushed Error"
                                      : "an error";
 }

@@ -42,7 +42,7 @@ struct Work {
   std::vector<ibv::Sge> sges;
   std::vector<std::uint8_t> carried;  // inline data
   std::uint64_t bytes = 0;
-  Time ready;         // when the fabric has carried it
+  Time ready;          // when the fabric has carried it
   Time stuck_since{};  // it could be carried, but nobody takes it
 };
 
@@ -63,14 +63,14 @@ struct Region : ibv::Mr {
   int rights = 0;
 };
 
-struct Machine {  // one device; several contexts may have it open
+struct Machine {           // one device; several contexts may have it open
   double bytes_per_s = 0;  // 0: everything is carried at once
   double latency_s = 0;
   Time free_at{};
-  bool cut = false;       // silent loss
+  bool cut = false;  // silent loss
   bool port_up = true;
-  bool hold = false;      // completions are held back
-  bool lingers = false;   // a read that was under way lands just before its flush is told
+  bool hold = false;     // completions are held back
+  bool lingers = false;  // a read that was under way lands just before its flush is told
   std::uint32_t fail_next = 0;
   int refuse_errno = 0;  // of registrations above refuse_above bytes
   std::uint64_t refuse_above = 0;
