@@ -20,7 +20,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from . import hardware, rdma_health, topology
+from . import fabric, hardware, rdma_health, topology
 from .errors import SettingsError
 from .listener import open_tcp
 from .rail_ends import RailEnd, rail_ends
@@ -45,11 +45,15 @@ class Finding:
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The doctor's options."""
     parser.add_argument("--json", action="store_true", help="print the findings as JSON")
+    rdma = "try every pair of RDMA ports with pyverbs alone: which reaches which"
+    parser.add_argument("--rdma", action="store_true", help=rdma)
 
 
 def run(options: argparse.Namespace) -> int:
     """Prints the findings; 0 if an engine can be made, else 1."""
     findings = examine()
+    if options.rdma:
+        findings += try_fabric()
     if options.json:
         print(json.dumps([dataclasses.asdict(finding) for finding in findings], indent=2))
     else:
@@ -88,6 +92,15 @@ def examine() -> list[Finding]:
     for part in parts:
         findings += part(settings)
     return findings
+
+
+def try_fabric() -> list[Finding]:
+    """What verbs can do between the ports of this host, found out by using them."""
+    try:
+        settings = Settings.from_environment()
+    except SettingsError:
+        return []  # `examine` has said it.
+    return [Finding(*found) for found in fabric.fabric(settings)]
 
 
 def as_text(findings: list[Finding]) -> str:
