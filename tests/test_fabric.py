@@ -69,6 +69,14 @@ def test_every_pair_of_usable_ports_is_tried_once_in_both_directions(host: FakeS
     assert "our fault" in found["RDMA fabric"][1]
 
 
+def test_another_hosts_ports_of_which_none_is_reached_are_bad() -> None:
+    lost = [Reach("x0:1", f"{name} on there", "no answer", "look") for name in ("x0:1", "x1:1")]
+    found = {topic: state for topic, state, *_ in fabric.judged(lost)}
+    assert found == {"RDMA fabric from x0:1": "note", "RDMA fabric": "bad"}
+    one = [*lost, Reach("x1:1", "x1:1 on there")]  # Another network, which works.
+    assert fabric.judged(one)[-1][1] == "ok"
+
+
 def test_a_port_that_reaches_only_itself_is_noted_with_what_to_look_at(host: FakeSysfs) -> None:
     found = judged(Recorder(x0_x1=silent("x0", "x1")))
     state, text, advice = found["RDMA fabric from x0:1"]
@@ -112,7 +120,7 @@ def test_without_pyverbs_the_way_to_get_it_is_said(
     really = builtins.__import__
 
     def refuse(name: str, *arguments: Any, **named: Any) -> Any:
-        if name == "fabric_verbs":
+        if name == "pyverbs":
             raise ImportError("No module named 'pyverbs'")
         return really(name, *arguments, **named)
 

@@ -3,6 +3,11 @@ it is. What it says is compared with what the test has done to the wires."""
 
 from __future__ import annotations
 
+import socket
+import threading
+import time
+from typing import Any
+
 import pytest
 
 from tests.rdma import debian, wires
@@ -22,7 +27,7 @@ def ports() -> dict[str, RdmaPort]:
 
 def reach(source: str, target: str) -> Reach:
     """One try, with everything opened anew."""
-    prober = fabric_verbs.VerbsProber()
+    prober = fabric_verbs.VerbsProber(fabric_verbs.Here(list(ports().values())))
     try:
         return prober.reach(ports()[source], ports()[target])
     finally:
@@ -51,7 +56,34 @@ def test_the_command_tells_which_port_reaches_which(capsys: pytest.CaptureFixtur
     assert "path MTU 4096" in good
     assert "rxe1a:1 (its address is not resolved" in bad  # Another network.
     assert "rxe1b:1 (its address is not resolved" in bad
-    assert "ok   RDMA fabric: verbs work on every port" in shown
+    assert "ok   RDMA fabric: verbs work where they should" in shown
+
+
+def test_two_doctors_try_the_way_between_their_hosts() -> None:
+    """Here both are on one, each with its own side of the rails."""
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        address = f"127.0.0.1:{free.getsockname()[1]}"
+    secret, sides = b"between us", (("rxe*a",), ("rxe*b",))
+    near, far = (Settings(secret=secret, rdma_devices=side) for side in sides)
+    served: list[Any] = []
+    listener = threading.Thread(
+        target=lambda: served.extend(fabric.fabric_for_others(far, address)), daemon=True
+    )
+    listener.start()
+    deadline = time.monotonic() + 60
+    while (found := fabric.fabric_to(near, address))[0][2].startswith("nobody answers"):
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    listener.join(60)
+    assert [state for _, state, *_ in served] == ["ok"]
+    by_topic = {topic: (state, text) for topic, state, text, *_ in found}
+    state, text = by_topic["RDMA fabric from rxe0a:1"]
+    assert state == "ok"
+    good, bad = text.split("does not reach")
+    host = socket.gethostname()
+    assert f"rxe0b:1 on {host} (" in good
+    assert f"rxe1b:1 on {host} (" in bad
+    assert by_topic["RDMA fabric"][0] == "ok"
 
 
 def test_a_write_crosses_the_wire() -> None:
