@@ -5,6 +5,7 @@ PYTHON ?= python3
 # What pip installs as torch. An environment that has another supported version can name it here.
 TORCH ?= torch==2.13.0
 WORKERS ?= 2
+MINUTES ?= 30
 PYTEST_ARGS ?=
 DEMO_ARGS ?=
 BENCH_ARGS ?=
@@ -12,7 +13,7 @@ BENCH_ARGS ?=
 PY := .venv/bin/python
 READY := .venv/.ready
 
-.PHONY: setup build demo test test-rdma lint conformance bench bench-rdma clean
+.PHONY: setup build demo test test-rdma lint conformance sanitize soak bench bench-rdma clean
 
 setup: build
 
@@ -44,6 +45,14 @@ conformance: build
 	-$(PY) -m tests.conformance tent build/tent.json
 	-$(PY) -m tests.conformance gloo build/gloo.json
 	$(PY) -m tests.conformance.table build/tent.json build/gloo.json
+
+# The engine's tests under AddressSanitizer, UBSan and ThreadSanitizer.
+sanitize: $(READY)
+	tests/sanitize.sh
+
+# Random transfers while links and processes fail, for MINUTES; every byte is checked.
+soak: build
+	$(PY) -m tests.soak --minutes $(MINUTES)
 
 bench: build
 	$(PY) benchmarks/run.py --quick $(BENCH_ARGS)
