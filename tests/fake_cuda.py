@@ -101,6 +101,11 @@ class Fake:
         """Bytes that were copied one way since the process began."""
         return int(self.c.copied(device, out_of))
 
+    def span(self, device: int, out_of: bool) -> tuple[float, float]:
+        """When the first copy one way began and the last one ended, since `model` was called."""
+        first, last = self.c.span(device, out_of)
+        return float(first), float(last)
+
     def idle(self) -> None:
         """Waits until no stream has anything to do."""
         until(lambda: not self.c.working())

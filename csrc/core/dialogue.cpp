@@ -43,7 +43,7 @@ void Dialogue::refuse(std::uint64_t id, Code code, const std::string& why) {
 
 // What is said of an inbound flow may end the peer's transfer: nothing may land for it after that.
 void Dialogue::say_when_placed(TransferId flow, const Message& message) {
-  if ((flow & kFlowBit) != 0 && host_.outbox.placing(peer_, flow)) {
+  if ((flow & kFlowBit) != 0 && host_.outbox.copying_in(peer_, flow)) {
     owed_.emplace(flow, message);
   } else {
     carrier_.say(message);

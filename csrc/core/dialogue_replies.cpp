@@ -243,7 +243,7 @@ void Dialogue::on_placed(const std::string& rail, TransferId flow, std::uint64_t
     if (Transfer* transfer = host_.transfers.find(inbound->transfer)) transfer->count(rail, fresh);
     if (inbound->complete()) complete(*inbound, now);
   }
-  if (host_.outbox.placing(peer_, flow)) return;
+  if (host_.outbox.copying_in(peer_, flow)) return;
   const auto [first, last] = owed_.equal_range(flow);
   for (auto owed = first; owed != last; ++owed) carrier_.say(owed->second);
   owed_.erase(first, last);
@@ -274,7 +274,7 @@ void Dialogue::note(SegmentId segment, std::string payload) {
 
 void Dialogue::stop_inbound(TransferId flow, TimeNs now) {
   in.forget(flow);
-  carrier_.stop_placing(now);
+  carrier_.stop_placing(flow, now);
 }
 
 }  // namespace tent

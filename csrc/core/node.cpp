@@ -35,11 +35,16 @@ struct Node::Private {
     void peer_lost(PeerId peer, const Status& why) override { next.peer_lost(peer, why); }
     void noted(SegmentId segment) override { next.noted(segment); }
     void traced(const SliceEvent& event) override { next.traced(event); }
-    bool reaches(LinkId link, const Layout& source) override { return next.reaches(link, source); }
+    bool reaches(LinkId link, const Layout& source, RailKinds allowed) override {
+      return next.reaches(link, source, allowed);
+    }
+    bool placing(LinkId link, TransferId flow) override { return next.placing(link, flow); }
     void place(PeerId peer, TransferId flow, const Layout& to, const Body& bytes) override {
       next.place(peer, flow, to, bytes);
     }
-    bool placing(PeerId peer, TransferId flow) const override { return next.placing(peer, flow); }
+    bool copying_in(PeerId peer, TransferId flow) const override {
+      return next.copying_in(peer, flow);
+    }
     Outbox& next;
     Private& owner;
   };

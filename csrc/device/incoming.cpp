@@ -23,10 +23,11 @@ void part_of(const Pieces& memory, std::uint64_t skip, std::uint64_t length, Pie
 
 }  // namespace
 
-void IncomingSlices::begin(LinkId link, PeerId peer, const FrameHeader& header) {
+void IncomingSlices::begin(LinkId link, PeerId peer, const FrameHeader& header, bool may_wait) {
   const Origin origin = node_.landing_origin(peer, header.flow);
   if (origin.device == kHost) return;
-  arriving_[link].push_back({peer, header.flow, header.offset, header.body_bytes, origin, {}});
+  arriving_[link].push_back(
+      {peer, header.flow, header.offset, header.body_bytes, origin, may_wait, {}});
 }
 
 IncomingSlices::Arriving* IncomingSlices::find(LinkId link, TransferId flow, std::uint64_t offset,
@@ -44,9 +45,9 @@ IncomingSlices::Arriving* IncomingSlices::find(LinkId link, TransferId flow, std
 
 // False: there is no memory now; or none at all, and then the flow is over.
 bool IncomingSlices::take(LinkId link, PeerId peer, TransferId flow, std::uint64_t bytes,
-                          Pieces& memory) {
+                          bool may_wait, Pieces& memory) {
   const auto held = holding_.find(link);
-  const bool must = held == holding_.end();
+  const bool must = !may_wait || held == holding_.end();
   if (arena_.take(bytes, must, memory)) {
     ++holding_[link];
     return true;
@@ -67,7 +68,8 @@ bool IncomingSlices::landing(LinkId link, TransferId flow, std::uint64_t offset,
   Arriving* slice = find(link, flow, offset, length);
   if (slice == nullptr) return true;
   out.clear();
-  if (slice->memory.empty() && !take(link, slice->peer, flow, slice->bytes, slice->memory)) {
+  if (slice->memory.empty() &&
+      !take(link, slice->peer, flow, slice->bytes, slice->may_wait, slice->memory)) {
     // Without a piece named, the transport asks again.
     return node_.landing_origin(slice->peer, flow).device != kHost;
   }
@@ -118,7 +120,7 @@ void IncomingSlices::advance() {
       messages_.pop_front();
       continue;
     }
-    if (!take(kMessages, small.peer, small.flow, small.bytes.size(), memory)) return;
+    if (!take(kMessages, small.peer, small.flow, small.bytes.size(), true, memory)) return;
     const std::uint8_t* from = small.bytes.data();
     for (const Piece& piece : memory) {
       std::memcpy(reinterpret_cast<void*>(piece.address), from, piece.bytes);

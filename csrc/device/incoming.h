@@ -26,8 +26,9 @@ class IncomingSlices {
   IncomingSlices(DeviceCopies& copies, PinnedArena& arena, Node& node)
       : copies_(copies), arena_(arena), node_(node) {}
 
-  // A slice's header has come.
-  void begin(LinkId link, PeerId peer, const FrameHeader& header);
+  // A slice's header has come. `may_wait`: its transport can be told that there is no memory now;
+  // others always get some, and their window bounds it.
+  void begin(LinkId link, PeerId peer, const FrameHeader& header, bool may_wait);
   // Puts host memory in the place of a GPU's in `out`: none at all while there is none, and the
   // transport asks again. False: drop the bytes.
   bool landing(LinkId link, TransferId flow, std::uint64_t offset, std::uint64_t length,
@@ -52,6 +53,7 @@ class IncomingSlices {
     TransferId flow;
     std::uint64_t offset, bytes;
     Origin origin;
+    bool may_wait;
     Pieces memory;
   };
   struct Running {  // to the GPU
@@ -71,7 +73,8 @@ class IncomingSlices {
   };
   using OnLink = std::vector<Arriving>;
 
-  bool take(LinkId link, PeerId peer, TransferId flow, std::uint64_t bytes, Pieces& memory);
+  bool take(LinkId link, PeerId peer, TransferId flow, std::uint64_t bytes, bool may_wait,
+            Pieces& memory);
   void give(LinkId link, const Pieces& memory);
   Arriving* find(LinkId link, TransferId flow, std::uint64_t offset, std::uint64_t length);
   void start(Running running, const Pieces& to);

@@ -67,7 +67,7 @@ void Exchange::place(PeerId peer, TransferId flow, const Layout& to, const Body&
   if (devices_) devices_->in.place(peer, flow, to, bytes);
 }
 
-bool Exchange::placing(PeerId peer, TransferId flow) const {
+bool Exchange::copying_in(PeerId peer, TransferId flow) const {
   return devices_ && devices_->in.placing(peer, flow);
 }
 

@@ -4,7 +4,7 @@
 // exported under libcuda's names, for dlopen; as a Python module it is what the test drives.
 // What always holds: whoever touches device memory from the host, copies with page-locked memory
 // that is none, or without a context, is told.
-#include <pybind11/pybind11.h>
+#include <pybind11/stl.h>
 #include <sys/mman.h>
 #include <unistd.h>
 
@@ -35,6 +35,7 @@ struct CUctx_st {
   int device = 0, retained = 0;
   TimeNs engine_free[2] = {0, 0};  // into, out of
   std::uint64_t copied[2] = {0, 0};
+  TimeNs first[2] = {0, 0}, last[2] = {0, 0};  // when copies began and ended
 };
 
 struct CUevent_st {
@@ -149,10 +150,12 @@ CudaResult copy(CudaAddress gpu, void* host, std::size_t bytes, CudaStream given
       TimeNs& free = context.engine_free[into ? 0 : 1];
       done = free = std::max(now_ns(), free) + work;
       context.copied[into ? 0 : 1] += bytes;
+      if (context.first[into ? 0 : 1] == 0) context.first[into ? 0 : 1] = now_ns();
       if (w.jitter > 0) done += TimeNs(w.random() % std::uint64_t(w.jitter));
     }
     if (done > now_ns()) sleep_until(done);
     const std::lock_guard lock(w.mutex);
+    context.last[into ? 0 : 1] = now_ns();
     into ? std::memcpy(shadow, host, bytes) : std::memcpy(host, shadow, bytes);
   });
   return 0;
@@ -344,6 +347,7 @@ void model(double into, double out_of, double latency_s, double jitter_s) {
   world().rate[1] = out_of;
   world().latency = TimeNs(latency_s * 1e9);
   world().jitter = TimeNs(jitter_s * 1e9);
+  for (CUctx_st& context : world().contexts) context.first[0] = context.first[1] = 0;
 }
 
 // A stream of the caller's, as torch's are.
@@ -387,6 +391,10 @@ PYBIND11_MODULE(fake_cuda, m) {
   m.def("contexts", [&](int device) { return w.contexts[device].retained; });
   m.def("copied", [&, locked](int device, bool out_of) {
     return locked([&] { return w.contexts[device].copied[out_of ? 1 : 0]; });
+  });
+  m.def("span", [&, locked](int device, bool out_of) {
+    const auto& c = w.contexts[device];
+    return locked([&] { return std::pair(c.first[out_of] * 1e-9, c.last[out_of] * 1e-9); });
   });
   m.def("stream", &make_stream);
   m.def("capture", [](std::uint64_t stream, int status) {
