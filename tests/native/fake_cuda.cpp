@@ -9,6 +9,7 @@
 #include <unistd.h>
 
 #include <algorithm>
+#include <atomic>
 #include <condition_variable>
 #include <cstdint>
 #include <cstring>
@@ -34,8 +35,8 @@ constexpr CudaResult kInvalidValue = 1, kInvalidContext = 201;
 struct CUctx_st {
   int device = 0, retained = 0;
   TimeNs engine_free[2] = {0, 0};  // into, out of
-  std::uint64_t copied[2] = {0, 0};
-  TimeNs first[2] = {0, 0}, last[2] = {0, 0};  // when copies began and ended
+  std::atomic<std::uint64_t> copied[2] = {0, 0};
+  std::atomic<TimeNs> first[2] = {0, 0}, last[2] = {0, 0};  // when copies began and ended
 };
 
 struct CUevent_st {
@@ -204,10 +205,7 @@ EXPORT CudaResult cuGetErrorString(CudaResult result, const char** text) {
   *text = result == 2 ? "out of memory" : "some error";
   return 0;
 }
-EXPORT CudaResult cuDeviceGetCount(int* count) {
-  *count = kDevices;
-  return 0;
-}
+EXPORT CudaResult cuDeviceGetCount(int* count) { return *count = kDevices, 0; }
 EXPORT CudaResult cuDeviceGet(CudaDevice* device, int ordinal) {
   *device = ordinal;
   return ordinal < 0 || ordinal >= kDevices ? 101 : 0;
@@ -227,10 +225,7 @@ EXPORT CudaResult cuDevicePrimaryCtxRelease_v2(CudaDevice device) {
   --world().contexts[device].retained;
   return 0;
 }
-EXPORT CudaResult cuCtxPushCurrent_v2(CudaContext context) {
-  current.push_back(context);
-  return 0;
-}
+EXPORT CudaResult cuCtxPushCurrent_v2(CudaContext context) { return current.push_back(context), 0; }
 EXPORT CudaResult cuCtxPopCurrent_v2(CudaContext* context) {
   if (current.empty()) return kInvalidContext;
   *context = current.back();
@@ -239,8 +234,7 @@ EXPORT CudaResult cuCtxPopCurrent_v2(CudaContext* context) {
 }
 EXPORT CudaResult cuThreadExchangeStreamCaptureMode(int* mode) {
   static thread_local int now = 0;
-  std::swap(*mode, now);
-  return 0;
+  return std::swap(*mode, now), 0;
 }
 EXPORT CudaResult cuStreamCreate(CudaStream* stream, unsigned) {
   BEGIN("cuStreamCreate");
@@ -312,8 +306,7 @@ EXPORT CudaResult cuPointerGetAttribute(void* value, int attribute, CudaAddress 
   const Allocation* memory = find(address, 1, base);
   if (memory == nullptr) return kInvalidValue;
   const bool kind = attribute == kCudaPointerMemoryType;
-  *static_cast<int*>(value) = kind ? int(kCudaMemoryTypeDevice) : memory->device;
-  return 0;
+  return *static_cast<int*>(value) = kind ? int(kCudaMemoryTypeDevice) : memory->device, 0;
 }
 
 // ---- what the test does -------------------------------------------------------------------------
@@ -363,10 +356,7 @@ void kernel(std::uint64_t stream, double seconds, CudaAddress address, std::size
   const std::lock_guard lock(world().mutex);
   push(reinterpret_cast<CudaStream>(stream), [=] {
     sleep_until(now_ns() + TimeNs(seconds * 1e9));
-    const std::lock_guard lock(world().mutex);
-    CudaAddress base = 0;
-    const Allocation* memory = find(address, bytes, base);
-    if (memory != nullptr) std::memset(memory->shadow + (address - base), value, bytes);
+    std::memset(reinterpret_cast<void*>(shadow(address)), value, bytes);
   });
 }
 
@@ -389,12 +379,11 @@ PYBIND11_MODULE(fake_cuda, m) {
   m.def("limit_pinned", [&, locked](std::size_t bytes) { locked([&] { w.pinned_max = bytes; }); });
   m.def("pinned", [locked] { return locked(pinned_bytes); });
   m.def("contexts", [&](int device) { return w.contexts[device].retained; });
-  m.def("copied", [&, locked](int device, bool out_of) {
-    return locked([&] { return w.contexts[device].copied[out_of ? 1 : 0]; });
-  });
-  m.def("span", [&, locked](int device, bool out_of) {
-    const auto& c = w.contexts[device];
-    return locked([&] { return std::pair(c.first[out_of] * 1e-9, c.last[out_of] * 1e-9); });
+  m.def("copied",
+        [&](int device, bool out_of) { return w.contexts[device].copied[out_of].load(); });
+  m.def("span", [&](int device, bool out_of) {
+    const CUctx_st& c = w.contexts[device];
+    return std::pair(double(c.first[out_of]) * 1e-9, double(c.last[out_of]) * 1e-9);
   });
   m.def("stream", &make_stream);
   m.def("capture", [](std::uint64_t stream, int status) {
