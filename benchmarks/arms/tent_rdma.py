@@ -200,7 +200,7 @@ class TentRdmaArm(Arm):
 
 
 class PingPong(Probe):
-    """Messages to and fro; a time is half of a round trip, as ib_write_lat counts."""
+    """Messages back and forth; a time is half of a round trip, as ib_write_lat counts."""
 
     def __init__(self, arm: TentRdmaArm, memory: np.ndarray[Any, Any]) -> None:
         super().__init__(memory, memory)
