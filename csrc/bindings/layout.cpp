@@ -80,8 +80,7 @@ Layout layout_of(const py::sequence& given, Device device, std::uint64_t stream)
 
 void bind_layout(py::module_& module) {
   py::class_<Layout>(module, "Layout")
-      .def(py::init(&layout_of), py::arg("parts"), py::arg("device") = kHost,
-           py::arg("stream") = 0)
+      .def(py::init(&layout_of), py::arg("parts"), py::arg("device") = kHost, py::arg("stream") = 0)
       .def_static("contiguous", &Layout::contiguous, py::arg("address"), py::arg("bytes"),
                   py::arg("device") = kHost, py::arg("stream") = 0)
       .def_property_readonly("bytes", &Layout::bytes);
