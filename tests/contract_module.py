@@ -34,7 +34,10 @@ SOURCES = [
     *sorted(TRANSPORTS.rglob("*.cpp")),
     *sorted(DRIVERS.glob("*.cpp")),
 ]
-HEADERS = [*(CORE / f"{name}.h" for name in ("types", "layout", "wire")), *TRANSPORTS.rglob("*.h")]
+HEADERS = [
+    *(CORE / f"{name}.h" for name in ("types", "origin", "layout", "wire")),
+    *TRANSPORTS.rglob("*.h"),
+]
 HEADERS += DRIVERS.glob("*.h")
 FLAGS = ["-std=c++20", "-O1", "-g1", "-fPIC", "-fvisibility=hidden", "-pthread"]
 FLAGS += ["-Wall", "-Wextra", "-Werror"]
