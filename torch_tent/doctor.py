@@ -20,7 +20,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from . import hardware, topology
+from . import hardware, rdma_health, topology
 from .errors import SettingsError
 from .listener import open_tcp
 from .rail_ends import RailEnd, rail_ends
@@ -82,7 +82,7 @@ def examine() -> list[Finding]:
         _direct_memory,
         _huge_pages,
         _metrics,
-        lambda _: [Finding(*found) for found in hardware.rdma()],
+        lambda settings: [Finding(*found) for found in rdma_health.rdma(settings)],
         lambda _: [Finding(*found) for found in hardware.cuda()],
     ]
     for part in parts:
