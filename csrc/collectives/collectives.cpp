@@ -73,7 +73,12 @@ void Collectives::remove_group(GroupId group) {
 void Collectives::abort(GroupId group, const std::string& why) {
   auto found = groups_.find(group);
   if (found == groups_.end()) return;
-  end_running(*found->second, {Code::Cancelled, why, ""}, true);
+  const std::shared_ptr<Group> held = found->second;
+  const std::int32_t rank = held->ranks.rank;
+  // The others would wait for this rank, in what it has left, until their own timeouts.
+  if (held->broken.ok())
+    held->notices.tell_all(rank, "rank " + std::to_string(rank) + " has aborted the process group");
+  end_running(*held, {Code::Cancelled, why, ""}, true);
 }
 
 // Ends what runs in the group, and refuses what comes later.

@@ -88,7 +88,7 @@ def reducing(rank: int, size: int) -> Calls:
         ("reduce", "single-element", lambda b: b.reduce([X, X], rooted(reduce, 0))),
         ("reduce_scatter", "", lambda b: b.reduce_scatter([X], [[X] * (size - 1)])),
         ("send", "single|one", lambda b: b.send([X, X], 1 - rank, 0)),
-        ("recv", "single|one", lambda b: b.recv([], 1 - rank, 0)),
+        ("recv", "non-empty", lambda b: b.recv([], 1 - rank, 0)),
     ]  # fmt: skip
 
 
