@@ -52,8 +52,8 @@ def aborted_in_each(rank: int, size: int) -> list[tuple[str, float, str]]:
     if rank == 0:
         for kind, call in operations(rank, size).items():
             group = groups[kind]
-            threading.Timer(AFTER_S, native(group).abort).start()
             began = time.monotonic()
+            threading.Timer(AFTER_S, native(group).abort).start()
             with pytest.raises(RuntimeError) as found:
                 call(group)
             said.append((kind, time.monotonic() - began, str(found.value)))
@@ -66,7 +66,7 @@ def test_every_operation_ends_at_once() -> None:
     assert len(said) == 14
     for kind, took, words in said:
         assert "abort() was called" in words or kind == "monitored_barrier", f"{kind}: {words}"
-        assert AFTER_S * 0.9 <= took < AFTER_S + SOON_S, f"{kind} took {took:.2f} s"
+        assert AFTER_S <= took < AFTER_S + SOON_S, f"{kind} took {took:.2f} s"
 
 
 def in_the_middle(rank: int, size: int, folder: str) -> None:

@@ -61,7 +61,7 @@ class Collectives final : private Execution::Owner {
   void settled(Execution& execution) override;
   void drained(Execution& execution) override;
   void end_running(Group& group, const Status& why, bool also_lingering);
-  void lost(Group& group, std::int32_t rank, const std::string& why, bool tell);
+  void lost(Group& group, std::int32_t rank, const std::string& why);
 
   Transfers& transfers_;
   const Tuning tuning_;
