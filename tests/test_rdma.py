@@ -47,8 +47,8 @@ def links(fabric: Fabric) -> Iterator[Links]:
 def downs(links: Links) -> tuple[list[str], list[str]]:
     """Polls both until nothing moves; why links of a and of b went down."""
     links.settle()
-    sides = (links.a, links.b)
-    return tuple([e.text for e in side.take_events() if e.what == "down"] for side in sides)  # type: ignore[return-value]
+    a, b = links.a.take_events(), links.b.take_events()
+    return [e.text for e in a if e.what == "down"], [e.text for e in b if e.what == "down"]
 
 
 @pytest.mark.parametrize("device", [OURS, THEIRS])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import time
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 import torch
@@ -29,10 +30,16 @@ def fabric(monkeypatch: pytest.MonkeyPatch) -> Iterator[Fabric]:
 class Two:
     """Engines with two RDMA rails between them, and whatever else is asked for."""
 
-    def __init__(self, *transports: str, **settings: object) -> None:
-        chosen = {"transports": ("rdma", *transports), **settings}
-        self.near = tent.Engine(tent.Settings(rdma_devices=("fake0", "fake2"), **chosen))  # type: ignore[arg-type]
-        self.far = tent.Engine(tent.Settings(rdma_devices=("fake1", "fake3"), **chosen))  # type: ignore[arg-type]
+    def __init__(self, *transports: str, **settings: Any) -> None:
+        self.near = self.engine(("fake0", "fake2"), transports, settings)
+        self.far = self.engine(("fake1", "fake3"), transports, settings)
+
+    @staticmethod
+    def engine(
+        devices: tuple[str, ...], transports: tuple[str, ...], settings: dict[str, Any]
+    ) -> tent.Engine:
+        kinds = ("rdma", *transports)
+        return tent.Engine(tent.Settings(rdma_devices=devices, transports=kinds, **settings))
 
     def __enter__(self) -> Two:
         return self
