@@ -108,7 +108,7 @@ def test_another_version_is_told_what_to_do(party: Any, caplog: pytest.LogCaptur
     with connect(b.card()) as sock:
         sock.sendall(data)
         answer = listen_to(read_all(sock), Challenge)
-    wanted = "message of protocol 9, this is protocol 1: upgrade torch_tent here"
+    wanted = f"message of protocol 9, this is protocol {envelope.PROTOCOL}: upgrade torch_tent here"
     assert answer.verdict is Verdict.DENIED
     assert wanted in answer.reason
     wait_until(lambda: wanted in caplog.text)

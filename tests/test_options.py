@@ -34,7 +34,7 @@ def test_options_become_what_the_engine_knows() -> None:
         ({"deadline": "soon"}, TypeError, "deadline is 'soon'"),
         ({"timeout": True}, TypeError, "timeout is True"),
         ({"require": "ib"}, ValueError, "'ib'.*'rdma', 'nvlink'"),
-        ({"require": "rdma"}, tent.TransferError, "no rdma rails.*doctor"),
+        ({"require": "rdma", "transports": ("tcp",)}, tent.TransferError, "TENT_TRANSPORTS"),
         ({"require": "nvlink"}, tent.TransferError, "no nvlink rails.*doctor"),
         ({"require": "shm", "transports": ("tcp",)}, tent.TransferError, "transports tcp alone"),
         ({"require": "tcp", "transports": ("shm",)}, tent.TransferError, "TENT_TRANSPORTS"),

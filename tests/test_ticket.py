@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from torch_tent import envelope
 from torch_tent.card import Address, Card, Host
+from torch_tent.envelope import PROTOCOL
 from torch_tent.errors import TicketError
 from torch_tent.ticket import TensorLayout, Ticket
 
@@ -99,11 +100,13 @@ def test_foreign_bytes_and_other_kinds_are_told_apart() -> None:
         Ticket.decode(ticket().encode() + b"abc")
 
 
-@pytest.mark.parametrize(("protocol", "place"), [(2, "here"), (0, "there")])
+@pytest.mark.parametrize(("protocol", "place"), [(PROTOCOL + 1, "here"), (0, "there")])
 def test_another_version_says_who_must_upgrade(protocol: int, place: str) -> None:
     data = bytearray(ticket().encode())
     data[5] = protocol
-    wanted = f"ticket of protocol {protocol}, this is protocol 1: upgrade torch_tent {place}"
+    wanted = (
+        f"ticket of protocol {protocol}, this is protocol {PROTOCOL}: upgrade torch_tent {place}"
+    )
     with pytest.raises(TicketError, match=wanted):
         Ticket.decode(data)
 

@@ -136,7 +136,7 @@ class _Peers:
         pid: int,
         rate_hint: float,
     ) -> None:
-        """kind "tcp" | "shm" | "cma". Takes the descriptors over, also when it raises.
+        """kind "tcp" | "shm" | "cma" | "rdma". Takes the descriptors over, also when it raises.
 
         rate_hint: bytes per nanosecond, 0 where it is unknown.
         """
@@ -147,6 +147,9 @@ class _Peers:
         """What the control plane must know: ("dial", peer, rails mask, "", ""),
         ("down", peer, link, rail, reason), ("lost", peer, 0, "", reason). Waits up to `timeout`;
         empty when it passed; raises RuntimeError once the engine is closed."""
+    def rdma_expected(self) -> None:
+        """RDMA links may come: memory in use is remembered from now on, for registering it."""
+
     def rdma_open(self, link: int, device: str, port: int, gid_index: int) -> bytes:
         """Makes our end of an RDMA link; returns what the peer needs to join it. RuntimeError: why
         that is not possible."""

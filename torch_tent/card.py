@@ -14,6 +14,8 @@ from . import envelope
 
 INCARNATION_BYTES = 16
 ADDRESSES_MAX = 32  # A card must fit into a handshake message.
+PORTS_MAX = 16
+PORT_NAME_MAX = 70
 NAME_BYTES_MAX = 200
 INTERFACE_BYTES_MAX = 16
 SPEED_MBIT_MAX = 1 << 40
@@ -54,6 +56,23 @@ class Address(msgspec.Struct, frozen=True, array_like=True):
         _check(0 <= self.rail < ADDRESSES_MAX, f"rail {self.rail} is none")
 
 
+class CardPort(msgspec.Struct, frozen=True, array_like=True):
+    """One RDMA port on which rails may end."""
+
+    name: str  # as in "mlx5_0/1"
+    link_layer: str
+    address: str  # its GID, IPv4 as such
+    prefix: int
+    rate_mbit: int
+
+    def __post_init__(self) -> None:
+        address = ipaddress.ip_address(self.address)
+        _check(0 < len(self.name) <= PORT_NAME_MAX, "the RDMA port's name is too long")
+        _check(self.name.isprintable() and len(self.link_layer) <= 16, "no such RDMA port")
+        _check(0 <= self.prefix <= address.max_prefixlen, f"prefix /{self.prefix} is none")
+        _check(0 <= self.rate_mbit <= SPEED_MBIT_MAX, f"rate {self.rate_mbit} is none")
+
+
 class Card(msgspec.Struct, frozen=True, array_like=True):
     """Who an engine is and every way to reach it. A restarted process has another incarnation."""
 
@@ -64,14 +83,16 @@ class Card(msgspec.Struct, frozen=True, array_like=True):
     name: str  # for people: host name and process id, or what the engine was named
     addresses: tuple[Address, ...]
     listed: bool  # its rails were listed by hand: the i-th is meant for the i-th
-    transports: tuple[str, ...]  # what it is ready to use, of "shm", "cma", "tcp"
+    transports: tuple[str, ...]  # what it is ready to use, of "shm", "cma", "tcp", "rdma"
     local_name: str  # abstract Unix socket, without the leading zero byte; "": it has none
     probe_address: int  # a word of its memory, for the test whether it can be read directly
     probe_value: int
+    ports: tuple[CardPort, ...] = ()
 
     def __post_init__(self) -> None:
         _check(len(self.incarnation) == INCARNATION_BYTES, "the incarnation has a wrong length")
         _check(len(self.addresses) <= ADDRESSES_MAX, f"more than {ADDRESSES_MAX} addresses")
+        _check(len(self.ports) <= PORTS_MAX, f"more than {PORTS_MAX} RDMA ports")
         _check(len(self.name.encode()) <= NAME_BYTES_MAX, "the name is too long")
         _check(len(self.local_name.encode()) <= 100, "the Unix socket's name is too long")
         _check(0 < self.pid < 1 << 31 and 0 <= self.uid < 1 << 32, "no such process or user")

@@ -18,7 +18,8 @@ from .conversation import Stopped, Verdict
 from .errors import TentError
 from .handshake import SESSION_BYTES
 from .pairing import Rail, tcp_rails
-from .site import KIND_BITS, LOCAL_KINDS, Site
+from .rdma_pairing import rdma_rails
+from .site import KIND_BITS, LOCAL_KINDS, Site, rail_name
 
 RAILS_MAX = 64
 BACKOFF_MIN_S = 0.01
@@ -51,7 +52,7 @@ class RailState:
     @property
     def can_dial(self) -> bool:
         """Whether we know how to get there."""
-        return bool(self.rail.ways) or self.rail.kind in LOCAL_KINDS
+        return bool(self.rail.ways) or self.rail.kind in LOCAL_KINDS or self.rail.over_unix
 
     def went_up(self, link: int, now: float) -> None:
         """A link is in use."""
@@ -95,14 +96,23 @@ class Contact:
         for kind in LOCAL_KINDS:
             if kind in self.kinds and self.local:
                 self.rails.append(RailState(Rail(kind), kind))
+        listed = site.settings.rails is not None
+        network = tcp_rails(site.ends, listed, card, same_network)
+        if "rdma" in self.kinds:
+            ways = tuple(way for rail in network for way in rail.ways)
+            same_host = card.host.boot_id == site.card.host.boot_id
+            for rail in rdma_rails(site.ports, card, same_host, ways, self.local):
+                self.rails.append(RailState(rail, rail_name("rdma", rail.own, rail.theirs)))
         if "tcp" in self.kinds:
-            listed = site.settings.rails is not None
-            for rail in tcp_rails(site.ends, listed, card, same_network):
+            for rail in network:
                 self.rails.append(RailState(rail, _name(rail)))
         for kind in LOCAL_KINDS:
             why = _unfit(site, card, kind)
             if why:
                 self.notes[kind] = why
+        why = _unfit_rdma(site, card)
+        if why:
+            self.notes["rdma"] = why
 
     @property
     def up(self) -> bool:
@@ -115,7 +125,7 @@ class Contact:
         allowed = [s for s in self.rails if s.can_dial and KIND_BITS[s.rail.kind] & mask]
         near = [s for s in allowed if s.rail.kind in LOCAL_KINDS]
         near = [s for s in near if s.verdict is not Verdict.UNFIT]
-        return near or [s for s in allowed if s.rail.kind == "tcp"]
+        return near or [s for s in allowed if s.rail.kind not in LOCAL_KINDS]
 
     def rail_for(self, kind: str, own: str, theirs: str, name: str) -> RailState:
         """The rail that a connection from the peer belongs to; a new one if it is none of ours.
@@ -126,6 +136,8 @@ class Contact:
             if state.rail.kind != kind:
                 continue
             hosts = {(way.source.host, way.target.host) for way in state.rail.ways}
+            if kind == "rdma":
+                hosts = {(state.rail.own, state.rail.theirs)}
             if kind in LOCAL_KINDS or (own, theirs) in hosts or state.name == name:
                 return state
         if len(self.rails) >= RAILS_MAX:
@@ -141,11 +153,12 @@ class Contact:
         """
         if self.up:
             return ""
-        tried = [s for s in self.rails if s.can_dial and s.rail.kind in LOCAL_KINDS and s.verdict]
+        near = [s for s in self.rails if s.rail.kind in LOCAL_KINDS or s.rail.over_unix]
+        tried = [s for s in near if s.verdict]
         for state in tried:
             if state.verdict in (Verdict.GONE, Verdict.DENIED):
                 return _lament([state])
-        network = [s for s in self.rails if s.can_dial and s.rail.kind == "tcp"]
+        network = [s for s in self.rails if s.can_dial and s not in near]
         network = [s for s in network if s.ever_up] or network
         known = [s for s in network if s.verdict is not Verdict.NO_ROUTE]
         final = (Verdict.GONE, Verdict.DENIED, Verdict.UNFIT)
@@ -165,6 +178,20 @@ def _unfit(site: Site, card: Card, kind: str) -> str:
     if card.host.boot_id != site.card.host.boot_id:
         return "the peer is on another host"
     return "" if card.host.same_network(site.card.host) else "another network namespace"
+
+
+def _unfit_rdma(site: Site, card: Card) -> str:
+    """Why no RDMA rail can lead to this peer, "" when one may."""
+    if "rdma" not in site.settings.transports:
+        return "not in this engine's TENT_TRANSPORTS"
+    if "rdma" not in card.transports:
+        return "not in the peer's TENT_TRANSPORTS"
+    if not site.ports:
+        return "this host has no RDMA port that is ready: see `doctor`"
+    if not card.ports:
+        return "the peer's host has no RDMA port that is ready"
+    layers = {own.port.link_layer for own in site.ports} & {port.link_layer for port in card.ports}
+    return "" if layers else "one end is InfiniBand and the other Ethernet"
 
 
 def _name(rail: Rail) -> str:

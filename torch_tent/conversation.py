@@ -56,12 +56,13 @@ class Hello(msgspec.Struct, frozen=True, array_like=True, tag=1):
     nonce: bytes
     link: int
     kind: str
-    source: str  # the dialer's address, "" on one host
+    source: str  # the dialer's address or RDMA port, "" on one host
     target: str
     replaces: int  # the link that this rail had before, as far as the dialer knows; 0: none
     insist: bool  # its turn was waited for and did not come
     session: bytes
     peer_session: bytes  # the listener's session that this one belongs to; empty: none yet
+    endpoint: bytes = b""  # "rdma": the dialer's end of the link, for the device
 
 
 class Challenge(msgspec.Struct, frozen=True, array_like=True, tag=2):
@@ -83,6 +84,7 @@ class Welcome(msgspec.Struct, frozen=True, array_like=True, tag=4):
     mac: bytes
     session: bytes
     unfit: str  # why the listener cannot use this kind of rail, "" when it can
+    endpoint: bytes = b""  # "rdma": the listener's end
 
 
 class Attach(msgspec.Struct, frozen=True, array_like=True, tag=5):
@@ -90,7 +92,7 @@ class Attach(msgspec.Struct, frozen=True, array_like=True, tag=5):
 
 
 class Ready(msgspec.Struct, frozen=True, array_like=True, tag=6):
-    """The listener has the descriptors."""
+    """The listener has the descriptors; or, of "rdma": bytes have crossed both ways."""
 
 
 class Refusal(msgspec.Struct, frozen=True, array_like=True, tag=7):

@@ -13,6 +13,7 @@ import os
 import secrets
 import socket
 
+from . import rdma_meeting
 from .contact import Contact, RailState
 from .conversation import Attach, Conversation, Hello, Ready, Stopped, Verdict, close_fds, words
 from .handshake import NONCE_BYTES, greet, stranger, unix_peer
@@ -36,11 +37,13 @@ async def dial(site: Site, contact: Contact, state: RailState) -> NewLink:
 
     Raises Stopped with the verdict that leaves the most hope.
     """
-    if not state.rail.ways:
+    if not state.rail.ways and state.rail.kind != "rdma":
         return await _dial_unix(site, contact, state)
     stops = []
-    for way in state.rail.ways:
+    for way in state.rail.ways or (None,):
         try:
+            if way is None or state.rail.kind == "rdma":
+                return await _dial_rdma(site, contact, state, way)
             return await _dial_tcp(site, contact, state, way)
         except Stopped as stop:
             stops.append(stop)
@@ -51,15 +54,56 @@ async def dial(site: Site, contact: Contact, state: RailState) -> NewLink:
     raise min(stops, key=lambda stop: order.index(stop.verdict))
 
 
-async def _dial_tcp(site: Site, contact: Contact, state: RailState, way: Way) -> NewLink:
-    family = socket.AF_INET if way.source.ip.version == 4 else socket.AF_INET6
-    sock = socket.socket(family, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
+async def _connect_way(site: Site, sock: socket.socket, way: Way) -> None:
+    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    # The port is chosen when connecting, so that one serves many peers.
+    sock.setsockopt(socket.IPPROTO_IP, IP_BIND_ADDRESS_NO_PORT, 1)
+    source, target = _socket_addresses(way)
+    await _connect(sock, source, target, site.settings.connect_timeout_s)
+
+
+async def _dial_rdma(site: Site, contact: Contact, state: RailState, way: Way | None) -> NewLink:
+    """The handshake is held over TCP, or within a host over the Unix socket. That connection stays
+    open as long as the link: its end is the end of the peer."""
+    sock = socket.socket(_family(way), socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
+    opened = 0
     try:
-        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        # The port is chosen when connecting, so that one serves many peers.
-        sock.setsockopt(socket.IPPROTO_IP, IP_BIND_ADDRESS_NO_PORT, 1)
-        source, target = _socket_addresses(way)
-        await _connect(sock, source, target, site.settings.connect_timeout_s)
+        if way is None:
+            target = f"\0{contact.card.local_name}"
+            await _connect(sock, None, target, site.settings.connect_timeout_s)
+        else:
+            await _connect_way(site, sock, way)
+        ends = (state.rail.own, state.rail.theirs)
+        link = secrets.randbits(64) or 1
+        endpoint = rdma_meeting.open_end(site, link, state.rail.own)
+        opened = link
+        talk, hello = _begin(site, contact, state, sock, ends, link, endpoint)
+        welcome = await greet(talk, hello)
+        if welcome.unfit:
+            raise Stopped(Verdict.UNFIT, welcome.unfit)
+        rdma_meeting.join(site, link, welcome.endpoint, True)
+        await rdma_meeting.greeted(site, link, state.name)
+        await talk.send(Ready())
+        await talk.receive(Ready)
+        opened = 0
+        name = rail_name("rdma", *ends)
+        return NewLink(link, "rdma", name, (sock.detach(),), True, 0, welcome.session)
+    finally:
+        sock.close()
+        if opened:
+            rdma_meeting.drop(site, opened)
+
+
+def _family(way: Way | None) -> socket.AddressFamily:
+    if way is None:
+        return socket.AF_UNIX
+    return socket.AF_INET if way.source.ip.version == 4 else socket.AF_INET6
+
+
+async def _dial_tcp(site: Site, contact: Contact, state: RailState, way: Way) -> NewLink:
+    sock = socket.socket(_family(way), socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
+    try:
+        await _connect_way(site, sock, way)
         hosts = (way.source.host, way.target.host)
         talk, hello = _begin(site, contact, state, sock, hosts)
         welcome = await greet(talk, hello)
@@ -141,7 +185,9 @@ def _begin(
     contact: Contact,
     state: RailState,
     sock: socket.socket,
-    hosts: tuple[str, str],
+    ends: tuple[str, str],
+    link: int = 0,
+    endpoint: bytes = b"",
 ) -> tuple[Conversation, Hello]:
     secret = site.settings.secret
     why = stranger(sock, dialed=True) if secret is None else ""
@@ -151,13 +197,14 @@ def _begin(
         card=site.card,
         expected=contact.card.incarnation,
         nonce=os.urandom(NONCE_BYTES),
-        link=secrets.randbits(64) or 1,
+        link=link or secrets.randbits(64) or 1,
         kind=state.rail.kind,
-        source=hosts[0],
-        target=hosts[1],
+        source=ends[0],
+        target=ends[1],
         replaces=state.last_link,
         insist=state.insist,
         session=contact.session,
         peer_session=contact.their_session,
+        endpoint=endpoint,
     )
     return Conversation(sock, secret, site.step_timeout_s), hello

@@ -7,6 +7,7 @@
                                    ←    Welcome    HMAC, session          (TCP: the link is up)
       Attach   descriptors         →                                      (same host only)
                                    ←    Ready
+      Ready                        →                                      (RDMA only)
 At any point the listener may answer Refusal. Each HMAC-SHA256 covers the role and every byte said
 before it, so that nonces, incarnations, link, rail and version cannot be exchanged. Runs on the
 control thread. What always holds: nothing about peers changes before a proof was found right.
@@ -22,10 +23,12 @@ import struct
 from collections.abc import Callable
 
 from . import topology
+from .card import PORT_NAME_MAX
 from .conversation import Challenge, Conversation, Hello, Proof, Stopped, Verdict, Welcome
 
 NONCE_BYTES = 32
 SESSION_BYTES = 8
+ENDPOINT_BYTES_MAX = 256
 SECRETS_DIFFER = (
     "the secrets differ: set the same TENT_SECRET (or TENT_SECRET_FILE) for both, or for none"
 )
@@ -75,13 +78,13 @@ async def answer(
     except Stopped as stop:
         raise await talk.refuse(stop.verdict, stop.reason) from None
     mac = talk.mac(b"listener", talk.said(), _more(welcome))
-    await talk.send(Welcome(mac, welcome.session, welcome.unfit))
+    await talk.send(Welcome(mac, welcome.session, welcome.unfit, welcome.endpoint))
     return hello, welcome
 
 
 def _more(welcome: Welcome) -> bytes:
     """What the listener's proof covers of the message that carries it."""
-    return welcome.session + welcome.unfit.encode()
+    return welcome.session + welcome.unfit.encode() + b"\0" + welcome.endpoint
 
 
 def _check(hello: Hello) -> None:
@@ -89,17 +92,21 @@ def _check(hello: Hello) -> None:
         len(hello.nonce) == NONCE_BYTES
         and 0 < hello.link < 1 << 64
         and 0 <= hello.replaces < 1 << 64
-        and hello.kind in ("shm", "cma", "tcp")
+        and hello.kind in ("shm", "cma", "tcp", "rdma")
         and len(hello.session) == SESSION_BYTES
         and len(hello.peer_session) in (0, SESSION_BYTES)
-        and all(_good_host(host) for host in (hello.source, hello.target))
-        and bool(hello.source and hello.target) == (hello.kind == "tcp")
+        and all(_good_end(hello.kind, end) for end in (hello.source, hello.target))
+        and bool(hello.source and hello.target) == (hello.kind in ("tcp", "rdma"))
+        and bool(hello.endpoint) == (hello.kind == "rdma")
+        and len(hello.endpoint) <= ENDPOINT_BYTES_MAX
     )
     if not good:
         raise Stopped(Verdict.SILENT, "a greeting whose parts cannot be")
 
 
-def _good_host(text: str) -> bool:
+def _good_end(kind: str, text: str) -> bool:
+    if kind == "rdma":
+        return len(text) <= PORT_NAME_MAX and text.isprintable()
     try:
         return not text or ("%" not in text and bool(ipaddress.ip_address(text)))
     except ValueError:

@@ -13,6 +13,7 @@ import logging
 import socket
 from collections.abc import Callable
 
+from . import rdma_meeting
 from .card import ADDRESSES_MAX, Address
 from .conversation import Attach, Conversation, Hello, Ready, Stopped, Verdict, Welcome, close_fds
 from .errors import SettingsError
@@ -189,7 +190,7 @@ class Listener:
         pid = unix_peer(sock)[0] if local else 0
 
         def judge(hello: Hello) -> Welcome:
-            if (hello.kind in LOCAL_KINDS) != local:
+            if hello.kind != "rdma" and (hello.kind in LOCAL_KINDS) != local:
                 raise Stopped(Verdict.UNFIT, f"{hello.kind} does not come over this socket")
             welcome = self._judge(hello, pid)
             proven.append(hello)
@@ -199,11 +200,24 @@ class Listener:
         if welcome.unfit:
             raise Stopped(Verdict.UNFIT, welcome.unfit)
         name = rail_name(hello.kind, hello.target, hello.source)
+        if hello.kind == "rdma":
+            await self._meet_rdma(talk, hello.link, name)
+            return NewLink(hello.link, "rdma", name, (sock.detach(),), False, 0, hello.session)
         fds: list[int] = []
         if local:
             fds = await self._channel(talk)
         fds.append(sock.detach())
         return NewLink(hello.link, hello.kind, name, tuple(fds), False, pid, hello.session)
+
+    async def _meet_rdma(self, talk: Conversation, link: int, name: str) -> None:
+        """Our end was made by the judge; it is a link when bytes have crossed both ways."""
+        try:
+            await rdma_meeting.greeted(self._site, link, name)
+            await talk.receive(Ready)
+            await talk.send(Ready())
+        except BaseException:
+            rdma_meeting.drop(self._site, link)
+            raise
 
     async def _channel(self, talk: Conversation) -> list[int]:
         """The descriptors that the dialer passes."""

@@ -17,7 +17,7 @@ Require = Literal["rdma", "nvlink", "shm", "tcp"] | None
 
 # Bits of RailKind in csrc/core/types.h. What the caller names, what it may be made of.
 _RAILS = {"shm": 0b00011, "tcp": 0b00100, "rdma": 0b01000, "nvlink": 0b10000}
-_TRANSPORTS = {"shm": ("shm", "cma"), "tcp": ("tcp",)}
+_TRANSPORTS = {"shm": ("shm", "cma"), "tcp": ("tcp",), "rdma": ("rdma",)}
 _PRIORITIES = {"foreground": 0, "background": 1}
 
 NONE: dict[str, Any] = {}
@@ -64,7 +64,7 @@ def _rails(require: str, transports: Collection[str]) -> int:
     if require not in _TRANSPORTS:
         raise TransferError(
             f"require={require!r} cannot be met: this engine has no {require} rails, only shared "
-            "memory and TCP; `python -m torch_tent doctor` says what is missing for others",
+            "memory, TCP and RDMA; `python -m torch_tent doctor` says what is missing for others",
             cause=f"no {require} rails",
         )
     if not set(_TRANSPORTS[require]) & set(transports):

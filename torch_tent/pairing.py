@@ -28,11 +28,14 @@ class Way:
 
 @dataclass(frozen=True)
 class Rail:
-    """A rail to try. `ways` are alternatives, best first; there are none for "shm" and "cma"."""
+    """A rail to try. `ways` are alternatives, best first; within a host only "tcp" has any."""
 
     kind: str
     ways: tuple[Way, ...] = ()
     rate_hint: float = 0.0  # bytes per ns, 0: unknown
+    own: str = ""  # "rdma": our port, as in "mlx5_0/1"
+    theirs: str = ""
+    over_unix: bool = False  # "rdma" within a host: the handshake is held over the Unix socket
 
 
 @dataclass(frozen=True)
@@ -58,6 +61,15 @@ def tcp_rails(
         places = _same_network(ours, theirs) if same_network else _by_subnet(ours, theirs)
     rails = [_rail(ours[i], theirs[j], same_network) for i, j in places]
     return [rail for rail in rails if rail.ways]
+
+
+def pairs_of(
+    ours: list[RailEnd], theirs: list[tuple[Address, ...]], same_host: bool
+) -> list[tuple[int, int]]:
+    """The ends to join, by place in both lists, for ends that have no loopback: those of one
+    subnet; within a host equal ones. A link-local address shares its subnet with every other."""
+    ends = [_PeerEnd(False, group[0].speed_mbit, group) for group in theirs]
+    return _same_network(ours, ends) if same_host else _by_subnet(ours, ends)
 
 
 def _peer_ends(card: Card) -> list[_PeerEnd]:

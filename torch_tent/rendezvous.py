@@ -21,11 +21,14 @@ from collections.abc import Callable
 from typing import Any
 
 from . import topology
-from .card import INCARNATION_BYTES, NAME_BYTES_MAX, Card
+from .card import INCARNATION_BYTES, NAME_BYTES_MAX, PORTS_MAX, Card
 from .contact import Contact, Contacts
 from .errors import TentError
 from .listener import Listener, open_tcp, open_unix
 from .rail_ends import RailEnd, rail_ends
+from .rdma_choice import chosen_ports
+from .rdma_pairing import OwnPort, own_ports
+from .rdma_ports import rdma_ports
 from .settings import Settings
 from .site import KIND_BITS, LOCAL_KINDS, EngineLinks, Native, Site
 from .switchboard import Switchboard
@@ -64,22 +67,23 @@ class ControlPlane:
         self._contacts = Contacts()
         self._closing = threading.Event()
         ends: tuple[RailEnd, ...] = ()
-        if "tcp" in settings.transports:
+        ports = _rdma_ports(settings)
+        if "tcp" in settings.transports or ports:  # RDMA links are made over these doors, too.
             ends = tuple(rail_ends(settings, topology.interfaces()))
         self._sockets, addresses = open_tcp(ends, settings.listen_port)
         try:
-            card = _make_card(engine, settings, name, addresses)
+            card = _make_card(engine, settings, name, addresses, ports)
             if card.local_name:
                 self._sockets.append(open_unix(card.local_name))
             card = card if advertise is None else advertise(card)
         except BaseException:
             self._close_sockets()
             raise
-        if settings.rdma_devices is not None:
-            log.warning("rdma_devices (TENT_RDMA_DEVICES) is set: this version has no RDMA rails")
+        if ports:
+            engine.rdma_expected()
         if "cma" in settings.transports and topology.allow_reading():
             log.info("ptrace_scope is 1: other processes of this user may now read this one (cma)")
-        self._site = Site(engine, native, settings, card, ends)
+        self._site = Site(engine, native, settings, card, ends, ports)
         self._start()
 
     def _start(self) -> None:
@@ -137,7 +141,8 @@ class ControlPlane:
         contact = self._contacts.of_peer(peer)
         reasons: dict[str, list[str]] = {}
         for kind, why in ({} if contact is None else dict(contact.notes)).items():
-            reasons.setdefault(why, []).append(kind)
+            if kind != "rdma" or (contact is not None and not contact.local):  # shm is faster
+                reasons.setdefault(why, []).append(kind)
         return "; ".join(f"no {', '.join(kinds)}: {why}" for why, kinds in reasons.items())
 
     def stats(self) -> dict[str, Any]:
@@ -226,9 +231,29 @@ class ControlPlane:
         self._contacts = Contacts()
 
 
-def _make_card(engine: EngineLinks, settings: Settings, name: str, addresses: list[Any]) -> Card:
+def _rdma_ports(settings: Settings) -> tuple[OwnPort, ...]:
+    """The RDMA ports that the settings choose and that are ready. Raises SettingsError."""
+    if "rdma" not in settings.transports:
+        return ()
+    chosen = chosen_ports(settings.rdma_devices, rdma_ports())
+    for port in chosen if settings.rdma_devices is not None else []:
+        if port.trouble:
+            log.warning("no RDMA rail ends on %s: %s", port.name, port.trouble)
+    ready = own_ports(chosen, topology.interfaces())
+    if len(ready) > PORTS_MAX:
+        log.warning("more than %d RDMA ports: the rest is not used", PORTS_MAX)
+    return ready[:PORTS_MAX]
+
+
+def _make_card(
+    engine: EngineLinks,
+    settings: Settings,
+    name: str,
+    addresses: list[Any],
+    ports: tuple[OwnPort, ...],
+) -> Card:
     incarnation = os.urandom(INCARNATION_BYTES)
-    local = any(kind in settings.transports for kind in LOCAL_KINDS)
+    local = bool(ports) or any(kind in settings.transports for kind in LOCAL_KINDS)
     probe_address, probe_value = engine.probe_word()
     number = next(_numbers)
     process = f"{socket.gethostname()}:{os.getpid()}" + (f".{number}" if number > 1 else "")
@@ -245,6 +270,7 @@ def _make_card(engine: EngineLinks, settings: Settings, name: str, addresses: li
         local_name=f"torch_tent/{incarnation.hex()}" if local else "",
         probe_address=probe_address,
         probe_value=probe_value,
+        ports=tuple(port.on_card for port in ports),
     )
 
 

@@ -12,10 +12,16 @@ from typing import Protocol
 
 from .card import Card
 from .rail_ends import RailEnd
+from .rdma_pairing import OwnPort
 from .settings import Settings
 
 LOCAL_KINDS = ("cma", "shm")
-KIND_BITS = {"shm": 1 << 0, "cma": 1 << 1, "tcp": 1 << 2}  # RailKind in csrc/core/types.h
+KIND_BITS = {
+    "shm": 1 << 0,
+    "cma": 1 << 1,
+    "tcp": 1 << 2,
+    "rdma": 1 << 3,
+}  # RailKind in csrc/core/types.h
 
 
 class EngineLinks(Protocol):
@@ -35,6 +41,11 @@ class EngineLinks(Protocol):
         pid: int,
         rate_hint: float,
     ) -> None: ...
+    def rdma_expected(self) -> None: ...
+    def rdma_open(self, link: int, device: str, port: int, gid_index: int) -> bytes: ...
+    def rdma_join(self, link: int, endpoint: bytes, dialed: bool) -> None: ...
+    def rdma_greeted(self, link: int) -> bool: ...
+    def rdma_drop(self, link: int) -> None: ...
     def close_link(self, link: int, reason: str) -> None: ...
     def no_rails(self, peer: int, rails: int, reason: str) -> None: ...
     def next_events(self, timeout: float | None) -> list[tuple[str, int, int, str, str]]: ...
@@ -57,6 +68,7 @@ class Site:
     settings: Settings
     card: Card
     ends: tuple[RailEnd, ...]
+    ports: tuple[OwnPort, ...] = ()
 
     @property
     def step_timeout_s(self) -> float:
@@ -71,7 +83,7 @@ class NewLink:
 
     link: int
     kind: str
-    name: str  # of its rail, as in "tcp 10.0.0.1>10.0.0.2"
+    name: str  # of its rail, as in "tcp 10.0.0.1>10.0.0.2" or "rdma mlx5_0/1>mlx5_0/1"
     fds: tuple[int, ...]
     dialed: bool
     pid: int

@@ -13,10 +13,11 @@ import contextlib
 import logging
 import time
 
+from . import rdma_meeting
 from .contact import Contact, Contacts, RailState
 from .conversation import Hello, Stopped, Verdict, Welcome, close_fds
 from .dialer import cma_unfit, dial
-from .site import KIND_BITS, LOCAL_KINDS, NewLink, Site
+from .site import KIND_BITS, LOCAL_KINDS, NewLink, Site, rail_name
 
 DIALS_MAX = 64  # at a time, over all peers
 GLARE_WAIT_S = 0.25
@@ -168,7 +169,7 @@ class Switchboard:
     def _fall_back(self, contact: Contact) -> None:
         """Nothing within the host works at the moment: try the network."""
         for state in contact.rails:
-            if state.rail.kind == "tcp":
+            if state.rail.kind not in LOCAL_KINDS:
                 self._start(contact, state)
 
     def _unfit(self, contact: Contact, kind: str, reason: str) -> None:
@@ -183,11 +184,11 @@ class Switchboard:
     def _connected(self, contact: Contact, state: RailState, new: NewLink) -> None:
         """Hands a link to the engine."""
         if contact.lost or new.link in self._links:
-            close_fds(new.fds)
+            self._drop(new)
             return
         contact.their_session = contact.their_session or new.their_session
         if contact.their_session != new.their_session:
-            close_fds(new.fds)
+            self._drop(new)
             self._lose(contact, "the peer gave this connection up, and began a new one")
             return
         if state.link:
@@ -211,6 +212,11 @@ class Switchboard:
         else:
             log.debug("link up: %s to %s", new.name, contact.card.name)
 
+    def _drop(self, new: NewLink) -> None:
+        close_fds(new.fds)
+        if new.kind == "rdma":
+            rdma_meeting.drop(self._site, new.link)
+
     # ---- what comes in ---------------------------------------------------------------------------
 
     def judge(self, hello: Hello, pid: int) -> Welcome:
@@ -228,13 +234,24 @@ class Switchboard:
         if hello.kind == "cma":
             card = hello.card
             unfit = cma_unfit(self._site, pid, card.probe_address, card.probe_value)
+        endpoint = self._answer_rdma(hello) if hello.kind == "rdma" else b""
         if unfit:
             self._unfit(contact, "cma", unfit)
         else:
             self._stop_dialing(state)
         contact.their_session = hello.session
         state.arriving = not unfit
-        return Welcome(b"", contact.session, unfit)
+        return Welcome(b"", contact.session, unfit, endpoint)
+
+    def _answer_rdma(self, hello: Hello) -> bytes:
+        """Our end of an RDMA link, joined with the dialer's. Raises Stopped."""
+        endpoint = rdma_meeting.open_end(self._site, hello.link, hello.target)
+        try:
+            rdma_meeting.join(self._site, hello.link, hello.endpoint, False)
+        except Stopped:
+            rdma_meeting.drop(self._site, hello.link)
+            raise
+        return endpoint
 
     def _session(self, hello: Hello) -> Contact:
         """The contact whose session a dialer belongs to, or begins."""
@@ -278,7 +295,7 @@ class Switchboard:
         """A dialer's link is complete."""
         contact, state = self._of(hello)
         if contact is None or state is None:
-            close_fds(new.fds)
+            self._drop(new)
             return
         state.arriving = False
         self._connected(contact, state, new)
@@ -317,4 +334,4 @@ class Switchboard:
 
 
 def _rail_of(hello: Hello) -> str:
-    return f"tcp {hello.target}>{hello.source}" if hello.target else hello.kind
+    return rail_name(hello.kind, hello.target, hello.source)

@@ -47,11 +47,16 @@ void drop(Engine& engine, LinkId link) {
   under_lock(engine, false, [&](Held& held) { held->rdma.close(link); });
 }
 
+void expect(Engine& engine) {
+  under_lock(engine, true, [&](Held& held) { held->rdma.memory.wanted = true; });
+}
+
 }  // namespace
 
 void bind_rdma(EngineClass& engine) {
   using py::arg;
-  engine.def("rdma_open", &open, arg("link"), arg("device"), arg("port"), arg("gid_index"))
+  engine.def("rdma_expected", &expect)
+      .def("rdma_open", &open, arg("link"), arg("device"), arg("port"), arg("gid_index"))
       .def("rdma_join", &join, arg("link"), arg("endpoint"), arg("dialed"))
       .def("rdma_greeted", &greeted, arg("link"))
       .def("rdma_drop", &drop, arg("link"));

@@ -1,0 +1,111 @@
+"""Stage: tests. RDMA without devices: the fake libibverbs, what a test may do to its fabric, and
+engines that take its devices for the host's.
+
+What always holds: a fabric is whole again when its block ends.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import ipaddress
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+from tests.contract_module import fake_verbs
+from torch_tent import rendezvous
+from torch_tent.rdma_ports import ACTIVE, ADAPTER, ETHERNET, Gid, RdmaPort
+from torch_tent.settings import Settings
+
+DEVICES = 4
+
+
+class Fabric:
+    """The devices fake0 to fake3, each with one port, which all reach each other."""
+
+    def __init__(self) -> None:
+        self.library = ctypes.CDLL(fake_verbs())
+        for name in ("regions", "registrations", "pairs"):
+            getattr(self.library, f"fake_{name}").restype = ctypes.c_uint64
+
+    def rate(self, device: int, bytes_per_s: float, latency_s: float = 0.0) -> None:
+        """How fast a device carries what is posted to it; 0: at once."""
+        self.library.fake_rate(device, ctypes.c_double(bytes_per_s), ctypes.c_double(latency_s))
+
+    def cut(self, device: int, cut: bool = True) -> None:
+        """Silent loss: nothing passes, and nobody is told."""
+        self.library.fake_cut(device, int(cut))
+
+    def port(self, device: int, up: bool) -> None:
+        """The port goes down or up, and the device tells of it."""
+        self.library.fake_port(device, int(up))
+
+    def fatal(self, device: int) -> None:
+        self.library.fake_fatal(device)
+
+    def fail_next(self, device: int, status: int) -> None:
+        """The next piece of work completes with this status."""
+        self.library.fake_fail_next(device, status)
+
+    def refuse(self, device: int, error: int, above: int = 0) -> None:
+        """Registrations of more than `above` bytes fail with this errno."""
+        self.library.fake_refuse(device, error, ctypes.c_uint64(above))
+
+    def lingers(self, device: int) -> None:
+        """A read that is under way when its queue pair is stopped lands just before its flush."""
+        self.library.fake_lingers(device, 1)
+
+    def hold(self, device: int, hold: bool) -> None:
+        """Completions are held back, or told now."""
+        self.library.fake_hold(device, int(hold))
+
+    def retry(self, seconds: float) -> None:
+        """How long a device tries before it calls the peer dead."""
+        self.library.fake_retry(ctypes.c_double(seconds))
+
+    @property
+    def regions(self) -> int:
+        """Registrations that exist."""
+        return int(self.library.fake_regions())
+
+    @property
+    def registrations(self) -> int:
+        """Registrations that were ever made."""
+        return int(self.library.fake_registrations())
+
+    @property
+    def pairs(self) -> int:
+        """Queue pairs that exist."""
+        return int(self.library.fake_pairs())
+
+
+@contextlib.contextmanager
+def whole_fabric() -> Iterator[Fabric]:
+    fabric = Fabric()
+    fabric.library.fake_reset()
+    try:
+        yield fabric
+    finally:
+        fabric.library.fake_reset()
+
+
+def port(device: int) -> RdmaPort:
+    """A device's port as sysfs would show it."""
+    raw = ipaddress.IPv6Address(f"::ffff:10.99.{device}.1")
+    gid = Gid(0, raw, "RoCE v2", "")
+    name = f"fake{device}"
+    facts = (100_000, 0, 4096, -1, (), f"uverbs{device}", (gid,))
+    return RdmaPort(name, ADAPTER, 1, ACTIVE, ETHERNET, *facts)
+
+
+def pretend(patch: pytest.MonkeyPatch) -> None:
+    """Engines that are made from now on find the fake devices on this host."""
+    for_engine = Settings.for_engine
+
+    def with_library(settings: Settings) -> dict[str, Any]:
+        return {**for_engine(settings), "rdma_library": fake_verbs()}
+
+    patch.setattr(Settings, "for_engine", with_library)
+    patch.setattr(rendezvous, "rdma_ports", lambda: [port(device) for device in range(DEVICES)])

@@ -1,0 +1,195 @@
+"""RDMA rails through the API, over fake devices: found, joined, required, lost and used again."""
+
+from __future__ import annotations
+
+import errno
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import torch
+
+import torch_tent as tent
+from tests.fake_rdma import Fabric, pretend, whole_fabric
+from tests.pairs import until
+
+pytestmark = pytest.mark.timeout(120)
+
+MIB = 1 << 20
+RAILS = ["rdma fake0/1>fake1/1", "rdma fake2/1>fake3/1"]
+
+
+@pytest.fixture
+def fabric(monkeypatch: pytest.MonkeyPatch) -> Iterator[Fabric]:
+    pretend(monkeypatch)
+    with whole_fabric() as made:
+        yield made
+
+
+class Two:
+    """Engines with two RDMA rails between them, and whatever else is asked for."""
+
+    def __init__(self, *transports: str, **settings: Any) -> None:
+        self.near = self.engine(("fake0", "fake2"), transports, settings)
+        self.far = self.engine(("fake1", "fake3"), transports, settings)
+
+    @staticmethod
+    def engine(
+        devices: tuple[str, ...], transports: tuple[str, ...], settings: dict[str, Any]
+    ) -> tent.Engine:
+        kinds = ("rdma", *transports)
+        return tent.Engine(tent.Settings(rdma_devices=devices, transports=kinds, **settings))
+
+    def __enter__(self) -> Two:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.near.close()
+        self.far.close()
+
+    def landing(self, nbytes: int) -> tuple[torch.Tensor, tent.Segment, tent.RemoteSegment]:
+        memory = torch.zeros(nbytes, dtype=torch.uint8)
+        segment = self.far.register(memory, access="read-write")
+        return memory, segment, self.near.open(segment.ticket())
+
+
+def noise(nbytes: int, seed: int = 1) -> torch.Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randint(0, 128, (nbytes,), dtype=torch.uint8, generator=generator)
+
+
+@pytest.mark.parametrize("nbytes", [1, 8, 1024, 5000, 100_000, 8 * MIB + 3])
+def test_writes_and_reads_go_over_rdma_where_it_is_required(fabric: Fabric, nbytes: int) -> None:
+    with Two("shm", "cma", "tcp") as two:
+        memory, segment, remote = two.landing(nbytes)
+        x, back = noise(nbytes), torch.zeros(nbytes, dtype=torch.uint8)
+        written = two.near.write(x, remote, require="rdma")
+        written.wait(20)
+        assert torch.equal(memory, x)
+        assert set(written.report()["rails"]) <= set(RAILS)
+        fetched = two.near.read(remote, back, require="rdma")
+        fetched.wait(20)
+        assert torch.equal(back, x)
+        assert set(fetched.report()["rails"]) <= set(RAILS)
+        segment.close()
+
+
+def test_both_rails_carry_and_are_named(fabric: Fabric) -> None:
+    for device in range(4):
+        fabric.rate(device, 500e6, 20e-6)
+    with Two() as two:
+        memory, segment, remote = two.landing(16 * MIB)
+        x = noise(16 * MIB)
+        two.near.write(x, remote).wait(20)
+        until(lambda: len(links(two)) == 2)
+        transfer = two.near.write(x, remote)
+        transfer.wait(20)
+        shares = transfer.report()["rails"]
+        assert set(shares) == set(RAILS)
+        assert min(shares.values()) > 4 * MIB
+        assert torch.equal(memory, x)
+        segment.close()
+
+
+def links(two: Two) -> list[dict[str, object]]:
+    return [rail for rail in two.near.native.stats()["rails"] if rail["up"]]
+
+
+def test_a_port_that_goes_down_is_left_at_once_and_used_again(fabric: Fabric) -> None:
+    for device in range(4):
+        fabric.rate(device, 200e6, 20e-6)
+    with Two() as two:
+        memory, segment, remote = two.landing(32 * MIB)
+        x = noise(32 * MIB)
+        two.near.write(x, remote).wait(20)
+        until(lambda: len(links(two)) == 2)
+        memory.zero_()
+        transfer = two.near.write(x, remote)
+        until(lambda: memory[:: 64 << 10].count_nonzero() > 50)
+        fabric.port(0, False)
+        transfer.wait(20)
+        assert torch.equal(memory, x)
+        until(lambda: len(links(two)) == 1)
+        fabric.port(0, True)
+        healed = time.monotonic()
+        until(lambda: len(links(two)) == 2)
+        assert time.monotonic() - healed < 1.0
+        segment.close()
+
+
+def test_without_any_rdma_rail_left_a_transfer_goes_on_over_tcp(fabric: Fabric) -> None:
+    for device in range(4):
+        fabric.rate(device, 100e6, 20e-6)
+    with Two("tcp") as two:
+        memory, segment, remote = two.landing(16 * MIB)
+        x = noise(16 * MIB)
+        two.near.write(x, remote, require="rdma").wait(20)
+        memory.zero_()
+        transfer = two.near.write(x, remote)
+        until(lambda: memory[:: 64 << 10].count_nonzero() > 20)
+        for device in range(4):
+            fabric.port(device, False)
+        transfer.wait(20)
+        assert torch.equal(memory, x)
+        with pytest.raises(tent.TransferTimeout):
+            two.near.write(x, remote, require="rdma", timeout=0.3).wait(20)
+        for device in range(4):
+            fabric.port(device, True)
+        two.near.write(x, remote, require="rdma").wait(20)
+        segment.close()
+
+
+def test_memory_that_cannot_be_registered_goes_another_way(fabric: Fabric) -> None:
+    for device in range(4):
+        fabric.refuse(device, errno.ENOMEM, above=256 << 10)
+    with Two("tcp") as two:
+        memory, segment, remote = two.landing(4 * MIB)
+        x = noise(4 * MIB)
+        transfer = two.near.write(x, remote, require="rdma")
+        transfer.wait(20)
+        assert set(transfer.report()["rails"]) <= set(RAILS)
+        assert torch.equal(memory, x)
+        memory.zero_()
+        until(lambda: any(link["kind"] == "tcp" for link in wanted(two, remote, x)))
+        transfer = two.near.write(x, remote)
+        transfer.wait(20)
+        assert not set(transfer.report()["rails"]) & set(RAILS)
+        assert torch.equal(memory, x)
+        segment.close()
+
+
+def wanted(two: Two, remote: tent.RemoteSegment, x: torch.Tensor) -> list[dict[str, object]]:
+    """The links, after a transfer that may use any of them."""
+    two.near.write(x, remote, require="tcp").wait(20)
+    return links(two)
+
+
+def test_nothing_stays_registered_or_open(fabric: Fabric) -> None:
+    before = fabric.regions, fabric.pairs
+    with Two() as two:
+        _, segment, remote = two.landing(MIB)
+        two.near.write(noise(MIB), remote).wait(20)
+        assert fabric.pairs > before[1]
+        held = fabric.regions
+        two.near.write(noise(2 * MIB)[:MIB], remote).wait(20)
+        until(lambda: fabric.regions <= held)  # a transfer's memory is given back with its end
+        segment.close()
+    assert (fabric.regions, fabric.pairs) == before
+
+
+def test_required_rdma_that_cannot_be_is_an_error_with_the_reason() -> None:
+    with Without() as two:
+        x = noise(MIB)
+        remote = two.near.open(two.far.register(torch.zeros_like(x), access="write").ticket())
+        with pytest.raises(tent.TransferError, match=r"cannot be met.*no RDMA port"):
+            two.near.write(x, remote, require="rdma").wait(10)
+        with pytest.raises(tent.SettingsError, match="fake0"):
+            tent.Engine(tent.Settings(rdma_devices=("fake0",)))
+
+
+class Without(Two):
+    """Engines on a host without RDMA ports."""
+
+    def __init__(self) -> None:
+        self.near, self.far = tent.Engine(tent.Settings()), tent.Engine(tent.Settings())
