@@ -15,6 +15,7 @@ from typing import Any
 
 from .base import Arm, Missing, Probe
 
+MIB = 1 << 20  # what the tools call a MB
 PORT = 18515
 START_S = 10.0
 RUN_S = 120.0
@@ -65,14 +66,14 @@ class Rails(Probe):
                 one.communicate()
         if self.tool.endswith("_lat"):
             return {"seconds": figures[0] * 1e-6 * times}
-        return {"seconds": self.bytes * times / (sum(figures) * 1e9 / 8)}
+        return {"seconds": self.bytes * times / (sum(figures) * MIB)}
 
     def _start(
         self, place: int, device: str, gid: int, times: int, *address: str
     ) -> subprocess.Popen[str]:
         words = [self.tool, "-d", device, "-x", str(gid), "-p", str(PORT + place)]
         words += ["-s", str(self.bytes), "-n", str(times), "-F"]
-        words += [] if self.tool.endswith("_lat") else ["--report_gbits", "-N"]
+        words += [] if self.tool.endswith("_lat") else ["-N"]
         return subprocess.Popen(
             [*words, *address], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
         )
@@ -93,7 +94,7 @@ def wait_for_listener(port: int) -> None:
 
 
 def figure(tool: str, text: str, _: Any) -> float:
-    """Gbit/s, or half a round trip in microseconds, out of a tool's table."""
+    """MiB/s, or half a round trip in microseconds, out of a tool's table."""
     rows = re.findall(r"^ *\d+ +\d+ +(.+)$", text, re.MULTILINE)
     if not rows:
         raise RuntimeError(f"{tool} said: {text.strip()[-300:]}")

@@ -120,15 +120,26 @@ def _command_line(kernel: Path, initrd: Path, folder: Path, wanted: Run, ports: 
 
 
 def _processor() -> list[str]:
-    """The processor itself where it can, else an emulated one.
+    """The processor itself where it can, else an emulated one."""
+    cpu = ["-cpu", "max,la57=off"]
+    kvm = ["-accel", "kvm", *cpu]
+    return kvm if _virtualises(kvm) else ["-accel", "tcg,thread=multi,tb-size=1024", *cpu]
 
-    /dev/kvm alone says too little: a host that is a guest itself may offer it, and emulate.
-    """
+
+def _virtualises(kvm: list[str]) -> bool:
+    """Whether qemu can use KVM here. /dev/kvm alone says too little: a host that is a guest itself
+    may offer it, and emulate, or fail at the first instruction."""
     flags = re.search(r"^flags\s*:(.*)$", Path("/proc/cpuinfo").read_text(), re.MULTILINE)
-    can = flags is not None and {"vmx", "svm"} & set(flags.group(1).split())
-    if can and os.access("/dev/kvm", os.R_OK | os.W_OK):
-        return ["-accel", "kvm", "-cpu", "host"]
-    return ["-accel", "tcg,thread=multi,tb-size=1024", "-cpu", "max,la57=off"]
+    if flags is None or not {"vmx", "svm"} & set(flags.group(1).split()):
+        return False
+    command = [QEMU, "-M", "pc", *kvm, "-m", "64", "-nodefaults", "-display", "none", "-S"]
+    try:
+        done = subprocess.run(
+            [*command, "-monitor", "stdio"], input=b"quit\n", capture_output=True, timeout=10
+        )
+    except subprocess.TimeoutExpired:
+        return False
+    return done.returncode == 0
 
 
 def _explain(folder: Path, timed_out: bool, timeout_s: float) -> None:
