@@ -66,8 +66,8 @@ class Engine {
   };
 
   explicit Engine(const CoreSettings& settings);
-  bool wait_ready(Waitable& what, TimeNs until);
-  void drive(Waitable& what, TimeNs until);
+  bool wait_ready(Waitable& what, TimeNs until, bool urgent);
+  void drive(Wheel::Turn turn, Waitable& what, TimeNs until);
   void await_readers(SegmentId segment);
   void end_everything();
   bool said_everything(Held& held);
