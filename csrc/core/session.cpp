@@ -300,8 +300,8 @@ void Session::post_slices(TimeNs now) {
       const TransferId flow = scheduler.next(view, views, may, now);
       if (flow == 0) continue;
       Outbound& outbound = *dialogue_.out.find(flow);
-      const std::uint64_t wanted = scheduler.slice_bytes(view, outbound.view.priority,
-                                                         host_.settings.slice_bytes_min, now);
+      const std::uint64_t wanted =
+          scheduler.slice_bytes(view, outbound.view.priority, host_.settings.slice_bytes_min, now);
       post_slice(link, outbound, dialogue_.out.cut(outbound, wanted), Twin::None, now);
       view = link.view();
       moved = true;

@@ -29,7 +29,7 @@ struct Operation : Waitable {
   explicit Operation(TransferId transfer) : id(transfer) {}
   const TransferId id;
   bool urgent = true;  // set before it is shared: whoever waits for it drives, before others
-  Report report;                                     // written once, before ready()
+  Report report;       // written once, before ready()
   std::atomic<bool> waited_for{false};               // a wait saw its end
   Watch watch = Watch::No;                           // engine lock
   std::vector<std::pair<EndCall, void*>> end_calls;  // engine lock
