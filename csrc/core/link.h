@@ -17,8 +17,10 @@ namespace tent {
 enum class Twin : std::uint8_t {
   None,
   InFlight,  // the other one may arrive as well: should this one get lost, nothing is lost
-  Arrived    // the other one was acknowledged
+  Arrived,   // the other one was acknowledged
+  Lost       // the other one went down with its link; there is no third before that is fenced
 };
+constexpr bool is_alone(Twin twin) { return twin == Twin::None || twin == Twin::Lost; }
 
 struct Unacked {  // a frame on its way
   std::uint64_t sequence = 0;

@@ -29,7 +29,7 @@ std::deque<Unacked> LinkSet::remove(LinkId id) {
   links_.erase(found);
   auto& waiting = fencing_[id];
   for (const Unacked& frame : lost) {
-    const bool alone = frame.kind == FrameKind::Slice && frame.twin == Twin::None;
+    const bool alone = frame.kind == FrameKind::Slice && is_alone(frame.twin);
     if (alone) waiting.push_back({frame.flow, frame.span});
   }
   return lost;

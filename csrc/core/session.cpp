@@ -77,7 +77,7 @@ void Session::link_down(LinkId id, TimeNs now) {
       Transfer* transfer = entry ? transfer_of(entry->flow) : nullptr;
       if (transfer != nullptr) transfer->uncount(rail, transfer->report.bytes);
     }
-    if (frame.kind != FrameKind::Slice || frame.twin != Twin::None) continue;
+    if (frame.kind != FrameKind::Slice || !is_alone(frame.twin)) continue;
     host_.outbox.traced(
         {frame.flow, id, frame.span.offset, frame.span.bytes, frame.stamp.posted, now, false});
     Transfer* transfer = transfer_of(frame.flow);

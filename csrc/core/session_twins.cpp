@@ -79,7 +79,7 @@ void Session::twin_lost(const Link& link, const Unacked& frame) {
   if (frame.twin != Twin::InFlight) return;
   const Other other = twin_of(link, frame);
   if (other.frame == nullptr) return;
-  other.frame->twin = Twin::None;
+  other.frame->twin = Twin::Lost;
   Transfer* transfer = transfer_of(frame.flow);
   if (transfer == nullptr || other.frame->counted) return;
   other.frame->counted = true;
