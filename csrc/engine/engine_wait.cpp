@@ -48,6 +48,7 @@ void Engine::close_segment(SegmentId segment) {
     held->bells.ring(segment, held->operations.aftermath());
   }
   await_readers(segment);
+  hold()->rdma.memory.drop({MemoryOwner::Kind::Segment, segment});
 }
 
 std::uint32_t Engine::revoke(SegmentId segment, const std::vector<std::int64_t>& blocks) {
@@ -78,15 +79,15 @@ void Engine::await_readers(SegmentId segment) {
 bool Engine::wait_ready(Waitable& what, TimeNs until, bool urgent) {
   while (!what.ready()) {
     const Wheel::Turn turn = wheel_.take(urgent);
-    if (turn != 0) drive(turn, what, until);
+    const bool gave_up = turn != 0 && drive(turn, what, until);
     if (what.ready()) break;
     if (now_ns() >= until) return false;
-    wheel_.sleep(what, until, turn == 0);
+    wheel_.sleep(what, until, !gave_up);
   }
   return true;
 }
 
-void Engine::drive(Wheel::Turn turn, Waitable& what, TimeNs until) {
+bool Engine::drive(Wheel::Turn turn, Waitable& what, TimeNs until) {
   TimeNs now = now_ns(), moved_at = now;
   bool ended = false, quiet = false;
   for (int round = 0; !ended && !quiet && wheel_.holds(turn); ++round) {
@@ -108,7 +109,9 @@ void Engine::drive(Wheel::Turn turn, Waitable& what, TimeNs until) {
     if (now - moved_at > kAlone && round % kYieldRounds == 0) sched_yield();
     cpu_relax();
   }
+  const bool kept = wheel_.holds(turn);
   wheel_.leave(turn, now, ended);
+  return kept;
 }
 
 }  // namespace tent

@@ -67,7 +67,7 @@ void Progress::take_over(bool at_once) {
     if (at_once) kick();
     return;
   }
-  for (int round = 0; !exchange_.doorbell.prepare_sleep(); ++round) {
+  for (int round = 0; !may_sleep(); ++round) {
     if (round == kArmRounds) return kick();
     exchange_.poll(now_ns());
   }
@@ -117,8 +117,13 @@ void Progress::run() {
   }
 }
 
+// Whoever has work for us will wake us up. False: there is some already.
+bool Progress::may_sleep() {
+  return exchange_.rdma.prepare_sleep() && exchange_.doorbell.prepare_sleep();
+}
+
 bool Progress::fall_asleep(TimeNs now) {
-  if (stopping_ || !exchange_.doorbell.prepare_sleep()) return false;
+  if (stopping_ || !may_sleep()) return false;
   const TimeNs longest = now - exchange_.busy_at() < kBusy ? kSleepBusy : kSleepIdle;
   wakes_at_ = std::min(exchange_.due(), now + longest);
   asleep_ = audible_ = true;

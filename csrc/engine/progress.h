@@ -38,6 +38,7 @@ class Progress {
 
  private:
   void run();
+  bool may_sleep();
   bool fall_asleep(TimeNs now);
   void sleep(TimeNs until);
   void wake_up();
