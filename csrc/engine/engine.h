@@ -67,8 +67,8 @@ class Engine {
   };
 
   explicit Engine(const EngineSettings& settings);
-  bool wait_ready(Waitable& what, TimeNs until);
-  void drive(Waitable& what, TimeNs until);
+  bool wait_ready(Waitable& what, TimeNs until, bool urgent);
+  bool drive(Wheel::Turn turn, Waitable& what, TimeNs until);  // false: it lost the wheel
   void await_readers(SegmentId segment);
   void linger();
   void end_everything();

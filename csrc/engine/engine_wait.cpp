@@ -21,7 +21,7 @@ constexpr int kYieldRounds = 4;
 bool Engine::wait(Operation& operation, TimeNs until) {
   if (!operation.ready()) {
     if (forked()) check();
-    if (!wait_ready(operation, until)) return false;
+    if (!wait_ready(operation, until, operation.urgent)) return false;
   }
   operation.waited_for.store(true, std::memory_order_relaxed);
   return true;
@@ -37,7 +37,7 @@ bool Engine::wait_notification(SegmentId segment, TimeNs until) {
       if (!found->notes.empty()) return true;
       bell = held->bells.of(segment);
     }
-    if (!wait_ready(*bell, until)) return false;
+    if (!wait_ready(*bell, until, true)) return false;
   }
 }
 
@@ -76,21 +76,21 @@ void Engine::await_readers(SegmentId segment) {
   }
 }
 
-bool Engine::wait_ready(Waitable& what, TimeNs until) {
+bool Engine::wait_ready(Waitable& what, TimeNs until, bool urgent) {
   while (!what.ready()) {
-    const bool drove = wheel_.take();
-    if (drove) drive(what, until);
+    const Wheel::Turn turn = wheel_.take(urgent);
+    const bool gave_up = turn != 0 && drive(turn, what, until);
     if (what.ready()) break;
     if (now_ns() >= until) return false;
-    wheel_.sleep(what, until, !drove);
+    wheel_.sleep(what, until, !gave_up);
   }
   return true;
 }
 
-void Engine::drive(Waitable& what, TimeNs until) {
+bool Engine::drive(Wheel::Turn turn, Waitable& what, TimeNs until) {
   TimeNs now = now_ns(), moved_at = now;
   bool ended = false, quiet = false;
-  for (int round = 0; !ended && !quiet; ++round) {
+  for (int round = 0; !ended && !quiet && wheel_.holds(turn); ++round) {
     // What this waits for may end under another thread's lock; the bells need ours even then.
     const bool locked = lock_.try_lock();
     if (locked || what.ready()) {
@@ -109,7 +109,9 @@ void Engine::drive(Waitable& what, TimeNs until) {
     if (now - moved_at > kAlone && round % kYieldRounds == 0) sched_yield();
     cpu_relax();
   }
-  wheel_.leave(now, ended);
+  const bool kept = wheel_.holds(turn);
+  wheel_.leave(turn, now, ended);
+  return kept;
 }
 
 }  // namespace tent
