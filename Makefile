@@ -13,7 +13,7 @@ BENCH_ARGS ?=
 PY := .venv/bin/python
 READY := .venv/.ready
 
-.PHONY: setup build demo test lint conformance sanitize soak bench clean
+.PHONY: setup build demo test test-rdma lint conformance sanitize soak bench bench-rdma clean
 
 setup: build
 
@@ -26,6 +26,11 @@ demo: build
 
 test: build
 	$(PY) -m pytest -n $(WORKERS) $(PYTEST_ARGS)
+
+# In a virtual machine that has RDMA devices. As root it installs what is missing (qemu, rdma-core);
+# status 3 of the program says that nothing was run.
+test-rdma: build
+	$(PY) -m tests.rdma_vm test -- $(PYTEST_ARGS)
 
 lint: $(READY)
 	$(PY) -m ruff check
@@ -51,6 +56,9 @@ soak: build
 
 bench: build
 	$(PY) benchmarks/run.py --quick $(BENCH_ARGS)
+
+bench-rdma: build
+	$(PY) -m tests.rdma_vm run --write benchmarks/results -- $(PY) benchmarks/rdma.py $(BENCH_ARGS)
 
 clean:
 	rm -rf .venv build dist demo-out *.egg-info torch_tent/*.so

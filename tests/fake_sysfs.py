@@ -38,12 +38,19 @@ class FakeSysfs:
         (folder / "mtu").write_text(f"{mtu}\n")
 
     def device(
-        self, name: str, ports: list[FakePort], pci: str = "", numa: int = 0, uverbs: int = -1
+        self,
+        name: str,
+        ports: list[FakePort],
+        pci: str = "",
+        numa: int = 0,
+        uverbs: int = -1,
+        node_type: str = "1: CA",
     ) -> None:
         """A device; `pci` is its place below the root complex, "" for one made of software."""
         parent = self.root / "devices" / (pci or "virtual")
         home = parent / "infiniband" / name
         home.mkdir(parents=True)
+        (home / "node_type").write_text(f"{node_type}\n")
         if pci:
             (parent / "numa_node").write_text(f"{numa}\n")
             (home / "device").symlink_to(parent, target_is_directory=True)

@@ -118,6 +118,15 @@ def test_gids_are_tried_in_the_order_of_their_merit(tmp_path: Path) -> None:
     assert port.gids[-1].kind == "RoCE v1"
 
 
+def test_holes_in_a_table_are_passed_and_its_long_empty_end_is_not_read(tmp_path: Path) -> None:
+    fake = FakeSysfs(tmp_path)
+    gids = {60: (v4("10.0.0.60"), "RoCE v2", "eth0"), 124: (v4("10.0.0.124"), "RoCE v2", "eth0")}
+    gids[189] = (v4("10.0.0.189"), "RoCE v2", "eth0")
+    fake.device("x0", [FakePort(gids=gids, places=256)])
+    [port] = rdma_ports(tmp_path)
+    assert [gid.index for gid in port.gids] == [60, 124]
+
+
 @pytest.mark.parametrize(
     ("port", "uverbs", "trouble"),
     [
@@ -138,6 +147,16 @@ def test_what_a_port_lacks_is_said_with_its_remedy(
     fake.device("x0", [port], uverbs=uverbs)
     [found] = rdma_ports(tmp_path)
     assert re.match(trouble, found.trouble)
+
+
+@pytest.mark.parametrize("node_type", ["4: RNIC", "7: unspecified", ""])
+def test_a_device_of_another_kind_becomes_no_rail(tmp_path: Path, node_type: str) -> None:
+    fake = FakeSysfs(tmp_path)
+    gids = {0: (LINK_LOCAL, "IB/RoCE v1", "eth0")}
+    fake.device("efa_0", [FakePort(gids=gids)], uverbs=0, node_type=node_type)
+    [port] = rdma_ports(tmp_path)
+    assert port.trouble.startswith("device efa_0 is ")
+    assert "only InfiniBand and RoCE" in port.trouble
 
 
 # ---- what TENT_RDMA_DEVICES makes of it ----------------------------------------------------------

@@ -15,11 +15,14 @@ from pathlib import Path
 
 SYS = Path("/sys")
 ETHERNET, INFINIBAND = "Ethernet", "InfiniBand"
-ACTIVE = "ACTIVE"
+ACTIVE, ADAPTER = "ACTIVE", "CA"
 # What RoCE puts around a packet's payload: network and UDP header, base and extended transport
 # headers, checksum. The kernel subtracts the same before it rounds down to a path MTU.
 ROCE_OVERHEAD_BYTES = 40 + 8 + 12 + 4 + 28 + 4
 PATH_MTUS = (4096, 2048, 1024, 512, 256)
+# The kernel puts a new GID into the first free place of a table that may have 1024: behind so many
+# empty ones nothing is expected.
+EMPTY_RUN = 64
 PCI_ADDRESS = re.compile(r"[0-9a-f]{4,}:[0-9a-f]{2}:[0-9a-f]{2}\.[0-7]")
 
 IpAddress = ipaddress.IPv4Address | ipaddress.IPv6Address
@@ -45,6 +48,7 @@ class RdmaPort:
     """One port of one device. Its GIDs are in the order in which they are to be tried."""
 
     device: str  # as in "mlx5_0"
+    node_type: str  # "CA": InfiniBand or RoCE; "RNIC": iWARP; others, as EFA's, "unspecified"
     number: int
     state: str  # "ACTIVE", "DOWN", "INIT", ...
     link_layer: str  # "Ethernet" (RoCE) or "InfiniBand"
@@ -69,6 +73,9 @@ class RdmaPort:
     @property
     def trouble(self) -> str:
         """Why no rail can end here, and what to do; "" if one can."""
+        if self.node_type != ADAPTER:
+            kind = self.node_type or "of an unknown kind"
+            return f"device {self.device} is {kind}: only InfiniBand and RoCE become rails"
         if self.state != ACTIVE:
             fix = (
                 "bring its network interface up (ip link) and look at the cable"
@@ -115,6 +122,7 @@ def _port(sys: Path, device: Path, folder: Path, uverbs: str) -> RdmaPort:
     gids = _gids(sys, folder, link_layer)
     return RdmaPort(
         device=device.name,
+        node_type=_text(device / "node_type").partition(": ")[2],
         number=int(folder.name),
         state=_text(folder / "state").partition(": ")[2],
         link_layer=link_layer,
@@ -130,18 +138,24 @@ def _port(sys: Path, device: Path, folder: Path, uverbs: str) -> RdmaPort:
 
 def _gids(sys: Path, folder: Path, link_layer: str) -> tuple[Gid, ...]:
     """A port's usable GIDs, best first."""
-    found = []
-    for path in (folder / "gids").glob("[0-9]*"):
-        with contextlib.suppress(ValueError):
-            raw = ipaddress.IPv6Address(_text(path))
-            if not int(raw) & ((1 << 64) - 1):  # An empty place, maybe with a subnet's prefix.
-                continue
-            # The kernel calls the other kind "IB/RoCE v1", whatever the link layer.
-            second = _text(folder / "gid_attrs/types" / path.name) == "RoCE v2"
-            kind = ("RoCE v2" if second else "RoCE v1") if link_layer == ETHERNET else "IB"
-            interface = _text(folder / "gid_attrs/ndevs" / path.name)
-            found.append(Gid(int(path.name), raw, kind, interface))
+    found: list[Gid] = []
+    place = 0
+    while place - (found[-1].index if found else 0) <= EMPTY_RUN:
+        text = _text(folder / f"gids/{place}")
+        if not text:
+            break  # Behind the end of the table.
+        raw = ipaddress.IPv6Address(text)
+        if int(raw) & ((1 << 64) - 1):  # Not an empty place, which may have a subnet's prefix.
+            found.append(_gid(folder, place, raw, link_layer))
+        place += 1
     return tuple(sorted(found, key=lambda gid: _merit(sys, gid)))
+
+
+def _gid(folder: Path, place: int, raw: ipaddress.IPv6Address, link_layer: str) -> Gid:
+    # The kernel calls the other kind "IB/RoCE v1", whatever the link layer.
+    second = _text(folder / f"gid_attrs/types/{place}") == "RoCE v2"
+    kind = ("RoCE v2" if second else "RoCE v1") if link_layer == ETHERNET else "IB"
+    return Gid(place, raw, kind, _text(folder / f"gid_attrs/ndevs/{place}"))
 
 
 def _merit(sys: Path, gid: Gid) -> tuple[bool, bool, bool, bool, int]:
