@@ -48,10 +48,10 @@ class Actor:
 
     process: BaseProcess
     pipe: Connection
-    incarnation: int
     watch: Watch
     stacks: Path
     ways: set[str] = field(default_factory=set)
+    meetings: dict[str, int] = field(default_factory=dict)  # with the others; the last one counts
     stopped: bool = False
     reached: str = ""  # how far it is in ending
     ended: bool = False
@@ -72,6 +72,7 @@ class Soak:
         self._actors: dict[str, Actor] = {}
         self._incarnations: Counter[str] = Counter()
         self._past: Counter[str] = Counter()
+        self._meetings = 0
         self._faults = Faults(self, self._relays, NAMES, MORTAL, random.Random(seed + 1))
         self.troubles: list[str] = []
         self.excused: Counter[str] = Counter()
@@ -106,7 +107,9 @@ class Soak:
         """Until it is true of all members."""
         deadline = time.monotonic() + STEP_S
         while late := [name for name, actor in self._actors.items() if not true(actor)]:
-            if time.monotonic() > deadline or self._too_much():
+            if self._too_much():
+                return
+            if time.monotonic() > deadline:
                 stacks = [stack(self._actors[name]) for name in late]
                 self._trouble("\n".join([f"{late} did not {what}", *stacks]))
                 return
@@ -128,17 +131,16 @@ class Soak:
 
     def start(self, name: str) -> None:
         self._incarnations[name] += 1
-        incarnation = self._incarnations[name]
         ours, theirs = self._context.Pipe()
-        stacks = self._folder / f"{name}-{incarnation}"
+        stacks = self._folder / f"{name}-{self._incarnations[name]}"
         doors = self._relays.doors(name) if name in HOSTS else []  # type: ignore[arg-type]
-        facts = (name, incarnation, self._chance.getrandbits(30), self._store.port)
+        facts = (name, self._chance.getrandbits(30), self._store.port)
         process = self._context.Process(
             target=member.main, args=(theirs, str(stacks), *facts, HOSTS.get(name, []), doors)
         )
         process.start()
         theirs.close()
-        self._actors[name] = Actor(process, ours, incarnation, Watch(process.pid), stacks)
+        self._actors[name] = Actor(process, ours, Watch(process.pid), stacks)
 
     def stop(self, name: str) -> None:
         self._actors[name].stopped = True
@@ -155,10 +157,20 @@ class Soak:
         actor.process.join()
         self._past += actor.counts
         actor.ways.clear()
+        actor.meetings.clear()
         actor.ended = True
         for other, each in self._actors.items():
             if other != name and each.ways:
-                self._tell(each, "went", name, actor.incarnation)
+                self._tell(each, "went", name)
+
+    def reunite(self, name: str) -> None:
+        if not self.up(name):
+            return
+        for other, each in self._actors.items():
+            if other != name and each.ways:
+                self._tell(each, "went", name)
+                self._tell(self._actors[name], "went", other)
+        self._introduce(name)
 
     def _lost(self, name: str) -> None:
         """A member that nobody killed has died."""
@@ -189,17 +201,23 @@ class Soak:
         self._relays.lead(name, addresses)  # type: ignore[arg-type]
 
     def _up(self, name: str, ways: list[str]) -> None:
-        actor = self._actors[name]
-        actor.ways = set(ways)
-        for other, each in self._actors.items():
-            for way in actor.ways & each.ways if other != name else ():
-                self._tell(each, "came", way, name, actor.incarnation)
-                self._tell(actor, "came", way, other, each.incarnation)
+        self._actors[name].ways = set(ways)
+        self._introduce(name)
 
-    def _invites(self, name: str, way: str, guest: str, incarnation: int, tickets: Any) -> None:
-        actor = self._actors[guest]
-        if actor.incarnation == incarnation and actor.ways:
-            self._tell(actor, "invited", way, name, self._actors[name].incarnation, tickets)
+    def _introduce(self, name: str) -> None:
+        actor = self._actors[name]
+        for other, each in self._actors.items():
+            if other == name or not each.ways:
+                continue
+            self._meetings += 1
+            actor.meetings[other] = each.meetings[name] = self._meetings
+            for way in sorted(actor.ways & each.ways):
+                self._tell(each, "came", way, name, self._meetings)
+                self._tell(actor, "came", way, other, self._meetings)
+
+    def _invites(self, name: str, way: str, guest: str, meeting: int, tickets: Any) -> None:
+        if self._actors[guest].meetings.get(name) == meeting:
+            self._tell(self._actors[guest], "invited", way, name, meeting, tickets)
 
     def _trouble(self, name: str, peer: str = "", kind: str = "", text: str = "",
                  moment: float = 0.0) -> None:  # fmt: skip
@@ -254,7 +272,7 @@ class Soak:
             if actor.process.exitcode != 0 and not self.troubles:
                 self._trouble(f"{name} did not end: {actor.process.exitcode}\n{stack(actor)}")
             if leak := actor.watch.leak():
-                self._trouble(f"{name}.{actor.incarnation} grows: {leak}")
+                self._trouble(f"{name} grows: {leak}")
 
 
 def stack(actor: Actor) -> str:

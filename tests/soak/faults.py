@@ -1,7 +1,8 @@
 """Stage: tests, soak. What is done to links and processes, when, and which errors that excuses.
 
-Used by the parent's only thread. What always holds: rail 0 is never broken for longer than a peer
-waits, and one member is never killed, so that leaks show in it.
+Used by the parent's only thread. What always holds: rail 0 is never cut, since a peer that all
+addresses refuse is a dead one, nor silent for longer than a peer waits; and one member is never
+killed, so that leaks show in it.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from torch_tent.demo.rails import Relays
 
 RAILS = 3
 MEAN_PAUSE_S = 1.5
+REUNION_S = 5.0
 EXCUSED_S = 40.0  # errors may come so long after what caused them, on a busy machine
 EXCUSABLE = {"PeerLostError", "AccessError", "TransferError", "TentError"}
 
@@ -29,6 +31,7 @@ class Actors(Protocol):
     def go_on(self, name: str) -> None: ...
     def kill(self, name: str) -> None: ...
     def start(self, name: str) -> None: ...
+    def reunite(self, name: str) -> None: ...
     def up(self, name: str) -> bool:
         """Whether it runs, and is not stopped."""
 
@@ -91,11 +94,10 @@ class Faults:
         return f"rail {fault}"
 
     def all_rails(self) -> str:
-        fault = self.chance.choice(["cut", "drop"])
         for rail in range(RAILS):
-            getattr(self.relays, fault)(rail)
+            self.relays.drop(rail)
             self._at(self.chance.uniform(0.2, 2.0), lambda rail=rail: self.relays.heal(rail))
-        return f"all rails {fault}"
+        return "all rails drop"
 
     def pause(self) -> str:
         name = self.chance.choice(self.names)
@@ -113,6 +115,8 @@ class Faults:
         self.strike(name, seconds)
         self.actors.stop(name)
         self._at(seconds, lambda: self.actors.go_on(name))
+        # The others have given it up, and what was opened stays lost: they must meet again.
+        self._at(seconds + REUNION_S, lambda: self.actors.reunite(name))
         return "long stop"
 
     def death(self) -> str:
