@@ -40,6 +40,8 @@ RATE = 60e6  # bytes per second and rail
 HANG_S = 120.0  # without any progress of a member that is not stopped
 STEP_S = 180.0
 TROUBLE_MOST = 20
+# In a meeting whose other end was killed, or stopped for longer than peers wait.
+EXCUSABLE = {"PeerLostError", "AccessError", "TransferError", "TentError"}
 
 
 @dataclass
@@ -73,6 +75,7 @@ class Soak:
         self._incarnations: Counter[str] = Counter()
         self._past: Counter[str] = Counter()
         self._meetings = 0
+        self._excused_meetings: set[int] = set()
         self._faults = Faults(self, self._relays, NAMES, MORTAL, random.Random(seed + 1))
         self.troubles: list[str] = []
         self.excused: Counter[str] = Counter()
@@ -142,8 +145,11 @@ class Soak:
         theirs.close()
         self._actors[name] = Actor(process, ours, Watch(process.pid), stacks)
 
-    def stop(self, name: str) -> None:
+    def stop(self, name: str, for_long: bool = False) -> None:
+        """`for_long`: the others will give it up, or it them."""
         self._actors[name].stopped = True
+        if for_long:
+            self._over(name)
         os.kill(self._actors[name].watch.pid, signal.SIGSTOP)
 
     def go_on(self, name: str) -> None:
@@ -156,6 +162,7 @@ class Soak:
         actor.process.kill()
         actor.process.join()
         self._past += actor.counts
+        self._over(name)
         actor.ways.clear()
         actor.meetings.clear()
         actor.ended = True
@@ -170,6 +177,7 @@ class Soak:
             if other != name and each.ways:
                 self._tell(each, "went", name)
                 self._tell(self._actors[name], "went", other)
+        self._over(name)
         self._introduce(name)
 
     def _lost(self, name: str) -> None:
@@ -177,8 +185,11 @@ class Soak:
         actor = self._actors[name]
         actor.process.join(5)
         self._trouble(f"{name} died by itself: {actor.process.exitcode}\n{stack(actor)}")
-        self._faults.strike(name)
         self.kill(name)
+
+    def _over(self, name: str) -> None:
+        """Errors in the present meetings with this member are what must come of it."""
+        self._excused_meetings.update(self._actors[name].meetings.values())
 
     def up(self, name: str) -> bool:
         actor = self._actors[name]
@@ -219,9 +230,8 @@ class Soak:
         if self._actors[guest].meetings.get(name) == meeting:
             self._tell(self._actors[guest], "invited", way, name, meeting, tickets)
 
-    def _trouble(self, name: str, peer: str = "", kind: str = "", text: str = "",
-                 moment: float = 0.0) -> None:  # fmt: skip
-        if self._faults.excuse(kind, moment, name, peer):
+    def _trouble(self, name: str, meeting: int = 0, kind: str = "", text: str = "") -> None:
+        if kind in EXCUSABLE and meeting in self._excused_meetings:
             self.excused[kind] += 1
             return
         self.troubles.append(f"{name}: {kind}: {text}" if kind else name)

@@ -94,7 +94,7 @@ class Member:
         engine = self._engines[way]
         group = engine.join(self._store.clone(), 0, 2, f"{way} {self.name} {meeting}")
         label = f"{peer} in {self.name} by {way}, meeting {meeting}"
-        hall = Hall(engine, group, label, self._teller(peer), self._quarantine)
+        hall = Hall(engine, group, label, self._teller(meeting), self._quarantine)
         self._halls[way, peer, meeting] = hall
         self.say("invites", way, peer, meeting, hall.tickets())
 
@@ -106,7 +106,7 @@ class Member:
         # A store waits for one key at a time: a connection for each.
         group = engine.join(self._store.clone(), 1, 2, f"{way} {peer} {meeting}")
         label = f"{peer} by {way}, meeting {meeting}"
-        told, seed = self._teller(peer), self._chance.getrandbits(30)
+        told, seed = self._teller(meeting), self._chance.getrandbits(30)
         visit = Visit(engine, group, tickets, label, told, self._quarantine, seed)
         self._visits[way, peer, meeting] = visit
 
@@ -141,13 +141,13 @@ class Member:
 
     # ---- news ----------------------------------------------------------------------------------
 
-    def _teller(self, peer: str) -> Any:
-        return lambda kind, text: self.say("trouble", peer, kind, text, time.monotonic())
+    def _teller(self, meeting: int) -> Any:
+        return lambda kind, text: self.say("trouble", meeting, kind, text)
 
     def _look(self, everything: bool = False) -> None:
         stray = self._quarantine.check(everything)
         if stray:
-            self.say("trouble", "", "wrong", f"{stray} (P1)", time.monotonic())
+            self.say("trouble", 0, "wrong", f"{stray} (P1)")
         total = self._past.copy()
         for visit in self._visits.values():
             total += visit.done + Counter(bytes=visit.bytes)
