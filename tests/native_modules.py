@@ -15,13 +15,14 @@ import subprocess
 import sys
 import sysconfig
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import ModuleType
 
 import pybind11
 
 ROOT = Path(__file__).resolve().parent.parent
-FLAGS = ["-std=c++20", "-O1", "-g0", "-fPIC", "-fvisibility=hidden", "-pthread", "-shared"]
+FLAGS = ["-std=c++20", "-O1", "-g0", "-fPIC", "-fvisibility=hidden", "-pthread"]
 WARNINGS = ["-Wall", "-Wextra", "-Werror"]
 if os.environ.get("TENT_SANITIZE") == "address":
     FLAGS += ["-fsanitize=address,undefined", "-fno-sanitize-recover=undefined"]
@@ -46,16 +47,30 @@ def native_module(name: str, sources: Sequence[str]) -> ModuleType:
 
 
 def compile_module(files: Sequence[Path], made: Path) -> None:
-    """Compiles all files in one call of the compiler; its message is in the error."""
-    system = ["-isystem", pybind11.get_include(), "-isystem", sysconfig.get_path("include")]
+    """Compiles all files, two at a time, and links them; the compiler's message is in the error."""
     partial = made.with_suffix(".partial")
-    command = ["g++", *FLAGS, *WARNINGS, f"-I{ROOT / 'csrc'}", *system, *map(str, files)]
-    command += ["-o", str(partial)]
+    objects = [made.parent / f"{number}-{path.stem}.o" for number, path in enumerate(files)]
+    with ThreadPoolExecutor(2) as pool:
+        list(pool.map(lambda pair: compile_one(*pair), zip(files, objects, strict=True)))
+    run_compiler(["-shared", *map(str, objects), "-o", str(partial)])
+    partial.rename(made)
+
+
+def compile_one(source: Path, made: Path) -> None:
+    """One object file."""
+    folders = [pybind11.get_include(), sysconfig.get_path("include")]
+    system = [word for folder in folders for word in ("-isystem", folder)]
+    include = f"-I{ROOT / 'csrc'}"
+    run_compiler([*WARNINGS, include, *system, "-c", str(source), "-o", str(made)])
+
+
+def run_compiler(words: Sequence[str]) -> None:
+    """Calls the compiler with the common flags."""
     plain = {name: value for name, value in os.environ.items() if name != "LD_PRELOAD"}
-    done = subprocess.run(command, capture_output=True, text=True, env=plain)
+    compiler = os.environ.get("CXX", "g++").split()
+    done = subprocess.run([*compiler, *FLAGS, *words], capture_output=True, text=True, env=plain)
     if done.returncode != 0:
         raise RuntimeError(f"the native test module was not compiled:\n{done.stderr}")
-    partial.rename(made)
 
 
 def load(name: str, path: Path) -> ModuleType:

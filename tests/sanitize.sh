@@ -42,6 +42,6 @@ for kind in "${kinds[@]}"; do
     else
       tests=("${thread_tests[@]}")
     fi
-    "$python" -m pytest -p no:cacheprovider -n 2 "${tests[@]}" "$@"
+    "$python" -m pytest -p no:cacheprovider --timeout 600 -n 2 "${tests[@]}" "$@"
   )
 done

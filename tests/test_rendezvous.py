@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import socket
 import threading
@@ -13,7 +14,7 @@ import pytest
 from tests.fake_engine import FakeNative
 from tests.parties import CMA, SHM, TCP, TCP_ONLY, free_port, parties, rails_of, wait_until
 from tests.strangers import Relay
-from torch_tent import topology
+from torch_tent import dialer, topology
 from torch_tent.card import Card
 from torch_tent.settings import Settings
 
@@ -181,6 +182,26 @@ def test_a_cut_rail_is_redialed_at_once(party: Any) -> None:
         side.engine.wait_for(lambda e: len(e.links) == 2 and first not in e.links)
     assert time.monotonic() - began < 1.0
     assert set(a.engine.links) == set(b.engine.links)
+
+
+def test_a_connection_that_ends_in_the_middle_of_a_try_is_tried_again(
+    party: Any, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """As after a reset that comes right after the connection: the socket has no other end."""
+    original, failures = dialer.stranger, [errno.ENOTCONN, errno.EINVAL, errno.EMFILE]
+
+    def stranger(sock: socket.socket, dialed: bool) -> str:
+        if failures:
+            raise OSError(failures.pop(), "injected")
+        return original(sock, dialed)
+
+    monkeypatch.setattr(dialer, "stranger", stranger)
+    a, b = party(rails_of(2)), party(rails_of(2))
+    a.call(b)
+    for side in (a, b):
+        side.engine.wait_for(lambda engine: len(engine.links) == 1)
+    assert failures == []
+    assert "unexpectedly" not in caplog.text
 
 
 def test_a_one_sided_cut_heals_too(party: Any) -> None:

@@ -12,6 +12,7 @@ import errno
 import os
 import secrets
 import socket
+from collections.abc import Awaitable
 
 from . import rdma_meeting
 from .contact import Contact, RailState
@@ -38,13 +39,13 @@ async def dial(site: Site, contact: Contact, state: RailState) -> NewLink:
     Raises Stopped with the verdict that leaves the most hope.
     """
     if not state.rail.ways and state.rail.kind != "rdma":
-        return await _dial_unix(site, contact, state)
+        return await _once(_dial_unix(site, contact, state))
     stops = []
     for way in state.rail.ways or (None,):
         try:
             if way is None or state.rail.kind == "rdma":
-                return await _dial_rdma(site, contact, state, way)
-            return await _dial_tcp(site, contact, state, way)
+                return await _once(_dial_rdma(site, contact, state, way))
+            return await _once(_dial_tcp(site, contact, state, way))
         except Stopped as stop:
             stops.append(stop)
             if stop.verdict in (Verdict.GLARE, Verdict.LOST, Verdict.DENIED):
@@ -52,6 +53,15 @@ async def dial(site: Site, contact: Contact, state: RailState) -> NewLink:
     order = [Verdict.LOST, Verdict.GLARE, Verdict.SILENT, Verdict.DENIED, Verdict.GONE]
     order += [Verdict.UNFIT, Verdict.NO_ROUTE]
     raise min(stops, key=lambda stop: order.index(stop.verdict))
+
+
+async def _once(attempt: Awaitable[NewLink]) -> NewLink:
+    """A connection can end at any moment, so that any call on its socket fails: then it is this try
+    that has failed, and others follow."""
+    try:
+        return await attempt
+    except OSError as error:
+        raise Stopped(Verdict.SILENT, words(error)) from None
 
 
 async def _connect_way(site: Site, sock: socket.socket, way: Way) -> None:

@@ -76,7 +76,8 @@ void Progress::take_over(bool at_once) {
 }
 
 void Progress::mind() {
-  if (audible_ && exchange_.due() + kLate < wakes_at_) kick();
+  // This way round: due() may be kNever, to which nothing can be added.
+  if (audible_ && exchange_.due() < wakes_at_ - kLate) kick();
 }
 
 void Progress::kick() {

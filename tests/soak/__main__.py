@@ -40,6 +40,8 @@ RATE = 60e6  # bytes per second and rail
 HANG_S = 120.0  # without any progress of a member that is not stopped
 STEP_S = 180.0
 TROUBLE_MOST = 20
+# In a meeting whose other end was killed, or stopped for longer than peers wait.
+EXCUSABLE = {"PeerLostError", "AccessError", "TransferError", "TentError"}
 
 
 @dataclass
@@ -48,10 +50,10 @@ class Actor:
 
     process: BaseProcess
     pipe: Connection
-    incarnation: int
     watch: Watch
     stacks: Path
     ways: set[str] = field(default_factory=set)
+    meetings: dict[str, int] = field(default_factory=dict)  # with the others; the last one counts
     stopped: bool = False
     reached: str = ""  # how far it is in ending
     ended: bool = False
@@ -72,6 +74,8 @@ class Soak:
         self._actors: dict[str, Actor] = {}
         self._incarnations: Counter[str] = Counter()
         self._past: Counter[str] = Counter()
+        self._meetings = 0
+        self._excused_meetings: set[int] = set()
         self._faults = Faults(self, self._relays, NAMES, MORTAL, random.Random(seed + 1))
         self.troubles: list[str] = []
         self.excused: Counter[str] = Counter()
@@ -106,7 +110,9 @@ class Soak:
         """Until it is true of all members."""
         deadline = time.monotonic() + STEP_S
         while late := [name for name, actor in self._actors.items() if not true(actor)]:
-            if time.monotonic() > deadline or self._too_much():
+            if self._too_much():
+                return
+            if time.monotonic() > deadline:
                 stacks = [stack(self._actors[name]) for name in late]
                 self._trouble("\n".join([f"{late} did not {what}", *stacks]))
                 return
@@ -128,20 +134,22 @@ class Soak:
 
     def start(self, name: str) -> None:
         self._incarnations[name] += 1
-        incarnation = self._incarnations[name]
         ours, theirs = self._context.Pipe()
-        stacks = self._folder / f"{name}-{incarnation}"
+        stacks = self._folder / f"{name}-{self._incarnations[name]}"
         doors = self._relays.doors(name) if name in HOSTS else []  # type: ignore[arg-type]
-        facts = (name, incarnation, self._chance.getrandbits(30), self._store.port)
+        facts = (name, self._chance.getrandbits(30), self._store.port)
         process = self._context.Process(
             target=member.main, args=(theirs, str(stacks), *facts, HOSTS.get(name, []), doors)
         )
         process.start()
         theirs.close()
-        self._actors[name] = Actor(process, ours, incarnation, Watch(process.pid), stacks)
+        self._actors[name] = Actor(process, ours, Watch(process.pid), stacks)
 
-    def stop(self, name: str) -> None:
+    def stop(self, name: str, for_long: bool = False) -> None:
+        """`for_long`: the others will give it up, or it them."""
         self._actors[name].stopped = True
+        if for_long:
+            self._over(name)
         os.kill(self._actors[name].watch.pid, signal.SIGSTOP)
 
     def go_on(self, name: str) -> None:
@@ -154,19 +162,34 @@ class Soak:
         actor.process.kill()
         actor.process.join()
         self._past += actor.counts
+        self._over(name)
         actor.ways.clear()
+        actor.meetings.clear()
         actor.ended = True
         for other, each in self._actors.items():
             if other != name and each.ways:
-                self._tell(each, "went", name, actor.incarnation)
+                self._tell(each, "went", name)
+
+    def reunite(self, name: str) -> None:
+        if not self.up(name):
+            return
+        for other, each in self._actors.items():
+            if other != name and each.ways:
+                self._tell(each, "went", name)
+                self._tell(self._actors[name], "went", other)
+        self._over(name)
+        self._introduce(name)
 
     def _lost(self, name: str) -> None:
         """A member that nobody killed has died."""
         actor = self._actors[name]
         actor.process.join(5)
         self._trouble(f"{name} died by itself: {actor.process.exitcode}\n{stack(actor)}")
-        self._faults.strike(name)
         self.kill(name)
+
+    def _over(self, name: str) -> None:
+        """Errors in the present meetings with this member are what must come of it."""
+        self._excused_meetings.update(self._actors[name].meetings.values())
 
     def up(self, name: str) -> bool:
         actor = self._actors[name]
@@ -189,21 +212,26 @@ class Soak:
         self._relays.lead(name, addresses)  # type: ignore[arg-type]
 
     def _up(self, name: str, ways: list[str]) -> None:
+        self._actors[name].ways = set(ways)
+        self._introduce(name)
+
+    def _introduce(self, name: str) -> None:
         actor = self._actors[name]
-        actor.ways = set(ways)
         for other, each in self._actors.items():
-            for way in actor.ways & each.ways if other != name else ():
-                self._tell(each, "came", way, name, actor.incarnation)
-                self._tell(actor, "came", way, other, each.incarnation)
+            if other == name or not each.ways:
+                continue
+            self._meetings += 1
+            actor.meetings[other] = each.meetings[name] = self._meetings
+            for way in sorted(actor.ways & each.ways):
+                self._tell(each, "came", way, name, self._meetings)
+                self._tell(actor, "came", way, other, self._meetings)
 
-    def _invites(self, name: str, way: str, guest: str, incarnation: int, tickets: Any) -> None:
-        actor = self._actors[guest]
-        if actor.incarnation == incarnation and actor.ways:
-            self._tell(actor, "invited", way, name, self._actors[name].incarnation, tickets)
+    def _invites(self, name: str, way: str, guest: str, meeting: int, tickets: Any) -> None:
+        if self._actors[guest].meetings.get(name) == meeting:
+            self._tell(self._actors[guest], "invited", way, name, meeting, tickets)
 
-    def _trouble(self, name: str, peer: str = "", kind: str = "", text: str = "",
-                 moment: float = 0.0) -> None:  # fmt: skip
-        if self._faults.excuse(kind, moment, name, peer):
+    def _trouble(self, name: str, meeting: int = 0, kind: str = "", text: str = "") -> None:
+        if kind in EXCUSABLE and meeting in self._excused_meetings:
             self.excused[kind] += 1
             return
         self.troubles.append(f"{name}: {kind}: {text}" if kind else name)
@@ -254,7 +282,7 @@ class Soak:
             if actor.process.exitcode != 0 and not self.troubles:
                 self._trouble(f"{name} did not end: {actor.process.exitcode}\n{stack(actor)}")
             if leak := actor.watch.leak():
-                self._trouble(f"{name}.{actor.incarnation} grows: {leak}")
+                self._trouble(f"{name} grows: {leak}")
 
 
 def stack(actor: Actor) -> str:

@@ -32,7 +32,7 @@ from torch_tent.card import Card
 TICK_S = 0.2
 PEER_TIMEOUT_S = 15.0
 Address = tuple[str, int]
-Way = tuple[str, str, int]  # "local" or "rails", the peer, its incarnation
+Way = tuple[str, str, int]  # "local" or "rails", the peer, the number of the meeting
 
 
 class Member:
@@ -41,14 +41,13 @@ class Member:
     def __init__(
         self,
         name: str,
-        incarnation: int,
         seed: int,
         port: int,
         hosts: Sequence[str],
         doors: Sequence[Address],
         pipe: Connection,
     ) -> None:
-        self.name, self.incarnation, self._pipe = name, incarnation, pipe
+        self.name, self._pipe = name, pipe
         self._chance = random.Random(seed)
         self._doors = list(doors)
         self._speaks = threading.Lock()
@@ -63,6 +62,7 @@ class Member:
         self._halls: dict[Way, Hall] = {}
         self._visits: dict[Way, Visit] = {}
         self._past: Counter[str] = Counter()
+        self._rests = False
 
     def _behind_doors(self, card: Card) -> Card:
         self.say("listens", [(address.host, address.port) for address in card.addresses])
@@ -89,39 +89,31 @@ class Member:
 
     # ---- orders --------------------------------------------------------------------------------
 
-    def _came(self, way: str, peer: str, incarnation: int) -> None:
+    def _came(self, way: str, peer: str, meeting: int) -> None:
         """A peer is there: it gets a hall of its own, and hears of it."""
-        label = f"{peer}.{incarnation} in {self.name} by {way}"
-        told = self._teller(peer)
         engine = self._engines[way]
-        name = f"{way} {self.name}.{self.incarnation} {peer}.{incarnation}"
-        group = engine.join(self._store.clone(), 0, 2, name)
-        hall = Hall(engine, group, label, told, self._quarantine)
-        self._halls[way, peer, incarnation] = hall
-        self.say("invites", way, peer, incarnation, hall.tickets())
+        group = engine.join(self._store.clone(), 0, 2, f"{way} {self.name} {meeting}")
+        label = f"{peer} in {self.name} by {way}, meeting {meeting}"
+        hall = Hall(engine, group, label, self._teller(meeting), self._quarantine)
+        self._halls[way, peer, meeting] = hall
+        self.say("invites", way, peer, meeting, hall.tickets())
 
-    def _invited(self, way: str, peer: str, incarnation: int, tickets: tuple[bytes, bytes]) -> None:
+    def _invited(self, way: str, peer: str, meeting: int, tickets: tuple[bytes, bytes]) -> None:
         """A peer has a hall for us."""
+        if self._rests:
+            return
         engine = self._engines[way]
-        name = f"{way} {peer}.{incarnation} {self.name}.{self.incarnation}"
         # A store waits for one key at a time: a connection for each.
-        group = engine.join(self._store.clone(), 1, 2, name)
-        label = f"{peer}.{incarnation} by {way}"
-        visit = Visit(
-            engine,
-            group,
-            tickets,
-            label,
-            self._teller(peer),
-            self._quarantine,
-            self._chance.getrandbits(30),
-        )
-        self._visits[way, peer, incarnation] = visit
+        group = engine.join(self._store.clone(), 1, 2, f"{way} {peer} {meeting}")
+        label = f"{peer} by {way}, meeting {meeting}"
+        told, seed = self._teller(meeting), self._chance.getrandbits(30)
+        visit = Visit(engine, group, tickets, label, told, self._quarantine, seed)
+        self._visits[way, peer, meeting] = visit
 
-    def _went(self, peer: str, incarnation: int) -> None:
-        """A peer has died."""
+    def _went(self, peer: str) -> None:
+        """A peer has died, or has lost us: the meetings with it are over."""
         for rooms in (self._visits, self._halls):
-            for way in [way for way in rooms if way[1:] == (peer, incarnation)]:
+            for way in [way for way in rooms if way[1] == peer]:
                 room: Any = rooms.pop(way)
                 if isinstance(room, Visit):
                     self._past += room.done + Counter(bytes=room.bytes)
@@ -129,6 +121,7 @@ class Member:
 
     def _rest(self) -> None:
         """The end begins: no more transfers. Others may still be in our halls."""
+        self._rests = True
         for visit in self._visits.values():
             visit.close()
         self.say("reached", "rest")
@@ -148,13 +141,13 @@ class Member:
 
     # ---- news ----------------------------------------------------------------------------------
 
-    def _teller(self, peer: str) -> Any:
-        return lambda kind, text: self.say("trouble", peer, kind, text, time.monotonic())
+    def _teller(self, meeting: int) -> Any:
+        return lambda kind, text: self.say("trouble", meeting, kind, text)
 
     def _look(self, everything: bool = False) -> None:
         stray = self._quarantine.check(everything)
         if stray:
-            self.say("trouble", "", "wrong", f"{stray} (P1)", time.monotonic())
+            self.say("trouble", 0, "wrong", f"{stray} (P1)")
         total = self._past.copy()
         for visit in self._visits.values():
             total += visit.done + Counter(bytes=visit.bytes)
