@@ -61,6 +61,7 @@ class Engine:
             raise
         self.card: Card = self._control.card()
         self.flights = Flights(self.native, self._control)
+        self._plain = self.native.verbs()
         self.native.on_done(_tell(weakref.ref(self.flights)))
         self._own_name = self.card.name
         self.forked = False  # True in a child of the process that made it
@@ -89,6 +90,10 @@ class Engine:
         """See `torch_tent.send`."""
         members = self._group(group)
         peer = members.peer(dst)
+        if priority is _FOREGROUND and timeout is deadline is require is None:
+            operation = self._plain.send(x, peer, members.context, tag)
+            if operation is not None:
+                return self.flights.start(operation, x, members.rank, watched=True)
         tensor, layout, code = tensors.source(x)
         operation = self.native.send(
             peer,
@@ -115,6 +120,10 @@ class Engine:
         """See `torch_tent.recv`."""
         members = self._group(group)
         peer = None if src is None else members.peer(src)
+        if priority is _FOREGROUND and timeout is deadline is require is None:
+            operation = self._plain.recv(y, peer, members.context, tag)
+            if operation is not None:
+                return self.flights.start(operation, y, src, y, members.rank_of, True)
         tensor, layout, code = tensors.destination(y)
         operation = self.native.recv(
             peer,
@@ -154,6 +163,10 @@ class Engine:
     ) -> Transfer:
         """See `torch_tent.write`."""
         origin = segment.origin_of(self, remote, "write")
+        if priority is _FOREGROUND and timeout is deadline is require is None:
+            operation = self._plain.write(x, remote.place)
+            if operation is not None:
+                return self.flights.start(operation, x, self._own_name, watched=True)
         tensor, layout, _ = tensors.source(x)
         target = segment.bytes_for(remote, tensor)
         operation = self.native.write(
@@ -182,6 +195,10 @@ class Engine:
         origin = segment.origin_of(self, remote, "read")
         if out is None:
             out = torch.empty(remote.shape, dtype=remote.dtype)
+        if priority is _FOREGROUND and timeout is deadline is require is None:
+            operation = self._plain.read(out, remote.place)
+            if operation is not None:
+                return self.flights.start(operation, out, origin.peer_name, out, watched=True)
         tensor, layout, _ = tensors.destination(out)
         target = segment.bytes_for(remote, tensor)
         operation = self.native.read(
@@ -299,6 +316,7 @@ class Engine:
         self.forked = True
         self._closer.detach()
         self.flights.native = self.native = forked  # type: ignore[assignment]
+        self._plain = forked  # type: ignore[assignment]
         for transfer in self.flights.running.values():
             transfer._operation = forked  # type: ignore[assignment]
 

@@ -67,7 +67,8 @@ class Engine {
 
   explicit Engine(const CoreSettings& settings);
   bool wait_ready(Waitable& what, TimeNs until);
-  void drive(Waitable& what, TimeNs until);
+  bool drive(Waitable& what, TimeNs until, TimeNs spin);
+  void listen(Waitable& what);
   void await_readers(SegmentId segment);
   void end_everything();
   bool said_everything(Held& held);

@@ -1,5 +1,6 @@
 // Stage: engine. How a thread waits: it takes the wheel and polls for itself as long as anything
-// moves, gives up spinning soon after, and sleeps while the progress thread serves it.
+// moves, gives up spinning soon after, and sleeps: the first who does so in the engine's epoll set,
+// in the place of the progress thread, others until they are served.
 // Called without any lock. While it drives, no other thread spins.
 #include <sched.h>
 
@@ -12,7 +13,8 @@
 namespace tent {
 namespace {
 
-constexpr TimeNs kSpin = 80 * kMicrosecond;  // polls on after the last movement
+constexpr TimeNs kSpin = 80 * kMicrosecond;    // polls on after the last movement
+constexpr TimeNs kStuffed = 5 * kMicrosecond;  // the same while a socket is full: it drains alone
 constexpr TimeNs kAlone = 2 * kMicrosecond;  // ... and from here on lets others have the processor
 constexpr int kYieldRounds = 4;
 
@@ -76,19 +78,37 @@ void Engine::await_readers(SegmentId segment) {
 }
 
 bool Engine::wait_ready(Waitable& what, TimeNs until) {
+  TimeNs spin = kSpin;
   while (!what.ready()) {
     const bool drove = wheel_.take();
-    if (drove) drive(what, until);
-    if (what.ready()) break;
-    if (now_ns() >= until) return false;
-    wheel_.sleep(what, until, !drove);
+    if (drove && drive(what, until, spin)) {
+      listen(what);
+      spin = 0;  // it was not for this that it was woken, unless something moves now
+    } else if (what.ready()) {
+      break;
+    } else if (now_ns() >= until) {
+      return false;
+    } else {
+      wheel_.sleep(what, until, !drove);
+      spin = kSpin;
+    }
   }
   return true;
 }
 
-void Engine::drive(Waitable& what, TimeNs until) {
-  TimeNs now = now_ns(), moved_at = now;
-  bool ended = false, quiet = false;
+// Sleeps in the engine's epoll set, for the progress thread too.
+void Engine::listen(Waitable& what) {
+  wheel_.sleep_listening(what, progress_.bell(), [this] { progress_.doze(); });
+  const std::lock_guard lock(lock_);
+  progress_.hear();
+  // Another thread has served it, and nobody listens any more.
+  if (what.ready()) progress_.take_over(true);
+}
+
+// True when it gave up spinning and is to listen.
+bool Engine::drive(Waitable& what, TimeNs until, TimeNs spin) {
+  TimeNs now = now_ns(), moved_at = now - kSpin + spin;
+  bool ended = false, quiet = false, listens = false;
   for (int round = 0; !ended && !quiet; ++round) {
     // What this waits for may end under another thread's lock; the bells need ours even then.
     const bool locked = lock_.try_lock();
@@ -99,8 +119,10 @@ void Engine::drive(Waitable& what, TimeNs until) {
       if (held->poll(now)) moved_at = now_ns();
       now = now_ns();
       ended = what.ready() || now >= until;
-      quiet = !ended && now - moved_at > kSpin;
-      if (ended || quiet) progress_.take_over(quiet);
+      const TimeNs patience = held->stuffed() ? kStuffed : kSpin;
+      quiet = !ended && now - moved_at > patience;
+      if (quiet && !progress_.has_listener()) quiet = listens = progress_.listen(now, until);
+      if (ended || (quiet && !listens)) progress_.take_over(quiet);
     } else {
       now = now_ns();
     }
@@ -109,6 +131,7 @@ void Engine::drive(Waitable& what, TimeNs until) {
     cpu_relax();
   }
   wheel_.leave(now, ended);
+  return listens;
 }
 
 }  // namespace tent
