@@ -5,6 +5,7 @@ PYTHON ?= python3
 # What pip installs as torch. An environment that has another supported version can name it here.
 TORCH ?= torch==2.13.0
 WORKERS ?= 2
+MINUTES ?= 30
 PYTEST_ARGS ?=
 DEMO_ARGS ?=
 BENCH_ARGS ?=
@@ -12,7 +13,7 @@ BENCH_ARGS ?=
 PY := .venv/bin/python
 READY := .venv/.ready
 
-.PHONY: setup build demo test lint conformance bench clean
+.PHONY: setup build demo test test-rdma lint conformance sanitize soak bench bench-rdma clean
 
 setup: build
 
@@ -25,6 +26,11 @@ demo: build
 
 test: build
 	$(PY) -m pytest -n $(WORKERS) $(PYTEST_ARGS)
+
+# In a virtual machine that has RDMA devices. As root it installs what is missing (qemu, rdma-core);
+# status 3 of the program says that nothing was run.
+test-rdma: build
+	$(PY) -m tests.rdma_vm test -- $(PYTEST_ARGS)
 
 lint: $(READY)
 	$(PY) -m ruff check
@@ -40,8 +46,19 @@ conformance: build
 	-$(PY) -m tests.conformance gloo build/gloo.json
 	$(PY) -m tests.conformance.table build/tent.json build/gloo.json
 
+# The engine's tests under AddressSanitizer, UBSan and ThreadSanitizer.
+sanitize: $(READY)
+	tests/sanitize.sh
+
+# Random transfers while links and processes fail, for MINUTES; every byte is checked.
+soak: build
+	$(PY) -m tests.soak --minutes $(MINUTES)
+
 bench: build
 	$(PY) benchmarks/run.py --quick $(BENCH_ARGS)
+
+bench-rdma: build
+	$(PY) -m tests.rdma_vm run --write benchmarks/results -- $(PY) benchmarks/rdma.py $(BENCH_ARGS)
 
 clean:
 	rm -rf .venv build dist demo-out *.egg-info torch_tent/*.so

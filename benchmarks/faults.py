@@ -1,6 +1,7 @@
 """Stage: benchmarks, the parent. What a fault did to the bytes: gaps, rates, and the way back.
 
-Called by rails.py with the deliveries that an arm reported, in seconds of the machine's clock.
+Called by rails.py and rdma.py with the deliveries that an arm reported, in seconds of the machine's
+clock.
 """
 
 from __future__ import annotations
@@ -9,7 +10,8 @@ import bisect
 import itertools
 import statistics
 import threading
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -22,10 +24,28 @@ SETTLED_S = 0.1  # after a fault: from here on the rest of the rails must carry 
 
 @dataclass(frozen=True)
 class Fault:
-    """Its name, and (seconds after the start, words for rails.sh)."""
+    """Its name, and (seconds after the start, words for whoever acts)."""
 
     name: str
     steps: list[tuple[float, tuple[str, ...]]]
+
+
+class Script(threading.Thread):
+    """Does a fault's steps at their times, by `act`; keeps when each was done."""
+
+    def __init__(self, fault: Fault, act: Callable[..., None]) -> None:
+        super().__init__(daemon=True)
+        self.fault = fault
+        self.done: list[float] = []
+        self._act = act
+
+    def run(self) -> None:
+        """Counts from now."""
+        began = time.monotonic()
+        for after, words in self.fault.steps:
+            time.sleep(max(0.0, began + after - time.monotonic()))
+            self.done.append(time.monotonic())
+            self._act(*words)
 
 
 @dataclass
@@ -103,6 +123,25 @@ def flow_row(case: str, name: str, windows: Sequence[Window]) -> dict[str, Any]:
         "back_in_use_s": statistics.median(backs) if backs else None,
         "windows": [vars(window) for window in windows],
     }
+
+
+def print_faults(label: str, rows: Sequence[dict[str, Any]]) -> None:
+    """Gaps and rates of one fault."""
+    print(f"\nfault: {label}")
+    for row in rows:
+        back = row.get("back_in_use_s")
+        print(
+            f"  {row['column']:<12} longest gap {row['gap_s'] * 1e3:8.1f} ms "
+            f"(calm {row['calm_gap_s'] * 1e3:.1f})  before {row['before_gbit']:.2f}, after "
+            f"{row['after_gbit']:.2f}, all {row['all_gbit']:.2f} Gbit/s"
+            + (f"  rail back after {back:.2f} s" if back is not None else "")
+            + (
+                f"  {row['errors']} of {row['runs']} failed: {row['error'][:60]}"
+                if row["errors"]
+                else ""
+            ),
+            flush=True,
+        )
 
 
 def background(

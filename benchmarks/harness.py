@@ -40,7 +40,8 @@ class Skipped(Exception):
 class ArmSpec:
     """How to start an arm: module in arms/, number of players, interpreter, environment.
 
-    `prefix`: words before each rank's command (to enter a namespace); `options`: for the arm.
+    `prefix`: words before each rank's command (to enter a namespace); `options`: for the arm;
+    `start_s`: what its start may take.
     """
 
     name: str
@@ -51,6 +52,7 @@ class ArmSpec:
     prefix: tuple[tuple[str, ...], ...] = ()
     launcher: tuple[str, ...] = ()
     options: tuple[tuple[str, Any], ...] = ()
+    start_s: float = 90.0
 
 
 @dataclass(frozen=True)
@@ -81,7 +83,7 @@ class Outcome:
 class RunningArm:
     """The players of one arm, each in its own process."""
 
-    def __init__(self, spec: ArmSpec, folder: Path, start_s: float = 90.0) -> None:
+    def __init__(self, spec: ArmSpec, folder: Path) -> None:
         self.spec = spec
         self.version = ""
         place = folder / f"{spec.name.replace(' ', '-')}-{secrets.token_hex(3)}"
@@ -96,8 +98,8 @@ class RunningArm:
                 door.bind(str(place / "door"))
                 door.listen(spec.ranks)
                 self._launch(str(place / "door"))
-                self._seat(door, place, start_s)
-            self.version = self.gather(start_s)[0]
+                self._seat(door, place, spec.start_s)
+            self.version = self.gather(spec.start_s)[0]
         except BaseException:
             self.stop()
             raise

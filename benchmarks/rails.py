@@ -11,7 +11,6 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-import threading
 import time
 from collections.abc import Sequence
 from dataclasses import replace
@@ -20,7 +19,7 @@ from typing import Any
 
 import lineup
 from compare import Case, Pace, compare
-from faults import Fault, Window, background, examine, flow_row
+from faults import Fault, Script, Window, background, examine, flow_row, print_faults
 from harness import ArmFailed, Arms, ArmSpec, Column
 from p2p import size_name
 from results import Question, print_rows
@@ -112,23 +111,6 @@ def faults(seconds: float) -> list[Fault]:
     ]
 
 
-class Script(threading.Thread):
-    """Does a fault's steps at their times; keeps when each was done."""
-
-    def __init__(self, fault: Fault) -> None:
-        super().__init__(daemon=True)
-        self.fault = fault
-        self.done: list[float] = []
-
-    def run(self) -> None:
-        """Counts from now."""
-        began = time.monotonic()
-        for after, words in self.fault.steps:
-            time.sleep(max(0.0, began + after - time.monotonic()))
-            self.done.append(time.monotonic())
-            rails(*words)
-
-
 def measure_faults(found: Arms, question: Question, chosen: Any) -> None:
     """Each arm through each fault, some times over, in turns."""
     seconds = 3.0 if chosen.quick else 5.0
@@ -155,7 +137,7 @@ def one_fault(found: Arms, name: str, fault: Fault, seconds: float, salt: int) -
     """One arm, one fault; what goes wrong is in the window."""
     arm = found.running[name]
     size = (64 if name == "tent" else 4) * MIB
-    script = Script(fault)
+    script = Script(fault, rails)
     try:
         arm.call("prepare", fault.name, "flow", {"bytes": size, "seconds": seconds})
         arm.call("fill", fault.name, salt + 1)
@@ -179,25 +161,6 @@ def one_fault(found: Arms, name: str, fault: Fault, seconds: float, salt: int) -
         found.drop(name, f"{fault.name}: {window.error}")
         found.start(arm.spec)
     return window
-
-
-def print_faults(label: str, rows: Sequence[dict[str, Any]]) -> None:
-    """Gaps and rates of one fault."""
-    print(f"\nfault: {label}")
-    for row in rows:
-        back = row.get("back_in_use_s")
-        print(
-            f"  {row['column']:<12} longest gap {row['gap_s'] * 1e3:8.1f} ms "
-            f"(calm {row['calm_gap_s'] * 1e3:.1f})  before {row['before_gbit']:.2f}, after "
-            f"{row['after_gbit']:.2f}, all {row['all_gbit']:.2f} Gbit/s"
-            + (f"  rail back after {back:.2f} s" if back is not None else "")
-            + (
-                f"  {row['errors']} of {row['runs']} failed: {row['error'][:60]}"
-                if row["errors"]
-                else ""
-            ),
-            flush=True,
-        )
 
 
 def main() -> None:

@@ -25,8 +25,8 @@ TimeNs time_of(const py::handle& seconds) {
   return TimeNs(seconds.cast<double>() * double(kSecond));
 }
 
-CoreSettings settings_of(const py::dict& given) {
-  CoreSettings settings;
+EngineSettings settings_of(const py::dict& given) {
+  EngineSettings settings;
   const std::map<std::string, std::function<void(const py::handle&)>> known{
       {"slice_bytes_min",
        [&](auto& v) { settings.slice_bytes_min = v.template cast<std::uint64_t>(); }},
@@ -42,6 +42,8 @@ CoreSettings settings_of(const py::dict& given) {
       {"overdue_factor", [&](auto& v) { settings.overdue_factor = v.template cast<double>(); }},
       {"peer_timeout_s", [&](auto& v) { settings.peer_timeout = time_of(v); }},
       {"keepalive_s", [&](auto& v) { settings.keepalive = time_of(v); }},
+      {"rdma", [&](auto& v) { settings.rdma = v.template cast<bool>(); }},
+      {"rdma_library", [&](auto& v) { settings.rdma_library = v.template cast<std::string>(); }},
       {"checksum", [&](auto& v) { settings.checksum = v.template cast<bool>(); }},
   };
   for (const auto& [key, value] : given) {
@@ -95,6 +97,7 @@ PYBIND11_MODULE(_engine, module) {
   bind_verbs(module, engine);
   bind_memory(module, engine);
   bind_peers(module, engine);
+  bind_rdma(engine);
   bind_statistics(engine);
   py::module_::import("atexit").attr("register")(py::cpp_function(&close_all));
 }

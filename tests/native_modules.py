@@ -2,6 +2,7 @@
 
 Called by fixtures, on the test's thread. What always holds: a module is compiled once per content
 of its sources, into the build folder, also when several pytest workers want it at the same time.
+With TENT_SANITIZE=address in the environment (see tests/sanitize.sh) it has the sanitizers.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from __future__ import annotations
 import fcntl
 import hashlib
 import importlib.util
+import os
 import subprocess
 import sys
 import sysconfig
@@ -21,6 +23,8 @@ import pybind11
 ROOT = Path(__file__).resolve().parent.parent
 FLAGS = ["-std=c++20", "-O1", "-g0", "-fPIC", "-fvisibility=hidden", "-pthread", "-shared"]
 WARNINGS = ["-Wall", "-Wextra", "-Werror"]
+if os.environ.get("TENT_SANITIZE") == "address":
+    FLAGS += ["-fsanitize=address,undefined", "-fno-sanitize-recover=undefined"]
 
 
 def native_module(name: str, sources: Sequence[str]) -> ModuleType:
@@ -46,7 +50,9 @@ def compile_module(files: Sequence[Path], made: Path) -> None:
     system = ["-isystem", pybind11.get_include(), "-isystem", sysconfig.get_path("include")]
     partial = made.with_suffix(".partial")
     command = ["g++", *FLAGS, *WARNINGS, f"-I{ROOT / 'csrc'}", *system, *map(str, files)]
-    done = subprocess.run([*command, "-o", str(partial)], capture_output=True, text=True)
+    command += ["-o", str(partial)]
+    plain = {name: value for name, value in os.environ.items() if name != "LD_PRELOAD"}
+    done = subprocess.run(command, capture_output=True, text=True, env=plain)
     if done.returncode != 0:
         raise RuntimeError(f"the native test module was not compiled:\n{done.stderr}")
     partial.rename(made)

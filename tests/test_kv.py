@@ -7,7 +7,7 @@ import gc
 import random
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
@@ -132,6 +132,34 @@ def test_notices_in_a_loop(pair: Pair) -> None:
     assert list(theirs.notifications()) == []
     with pytest.raises(tent.AccessError, match="closed"):
         theirs.wait_notification(1)
+
+
+def test_a_cache_that_is_closed_ends_waits_for_notices(pair: Pair) -> None:
+    _, theirs, _ = caches(pair, "plain", (4, 4))
+    errors: list[BaseException | None] = []
+
+    def listen(wait: Callable[[], object]) -> None:
+        try:
+            wait()
+            errors.append(None)
+        except BaseException as error:
+            errors.append(error)
+
+    async def each() -> None:
+        async for _ in theirs:
+            pass
+
+    waits = [lambda: theirs.wait_notification(WAIT_S), lambda: asyncio.run(each())]
+    threads = [threading.Thread(target=listen, args=(wait,)) for wait in waits]
+    for thread in threads:
+        thread.start()
+    time.sleep(0.1)  # Both wait by now, or find it closed: the same must come of it.
+    theirs.close()
+    for thread in threads:
+        thread.join(WAIT_S)
+    assert len(errors) == 2
+    assert None in errors  # The loop just ends.
+    assert any(isinstance(error, tent.AccessError) for error in errors)
 
 
 def test_revoked_blocks_are_closed_to_old_tickets(pair: Pair) -> None:

@@ -20,13 +20,15 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from tests.contract_module import contract
+from tests.contract_module import contract, fake_verbs
 
 Bytes = npt.NDArray[np.uint8]
 Pieces = list[tuple[int, int]]
 
 KINDS = ["tcp4", "tcp6", "shm", "staged", "cma"]
 LOCAL = ["shm", "staged", "cma"]
+# Over the fake devices: memory that they may touch, and memory that they may not.
+RDMA = ["rdma", "rdma copied"]
 MAGIC = 0x31544E54
 SLICE, OPEN, CONTROL, ACK, PING = 1, 2, 3, 4, 5
 LINK = 7
@@ -59,6 +61,8 @@ def header(
 
 def transport_name(kind: str) -> str:
     """The transport behind one of KINDS."""
+    if kind in RDMA:
+        return f"rdma:{fake_verbs()}"
     return {"tcp4": "tcp", "tcp6": "tcp", "staged": "shm"}.get(kind, kind)
 
 
@@ -140,12 +144,40 @@ class Links:
         self.b.hang_up()
 
     def connect(self, link: int) -> None:
+        if self.kind in RDMA:
+            self.connect_rdma(link)
+            return
         ours, theirs = link_descriptors(self.kind)
         assert self.a.connect(link, ours, True, os.getpid()) == ""
         assert self.b.connect(link, theirs, False, os.getpid()) == ""
 
+    def connect_rdma(self, link: int, ours: str = "fake0", theirs: str = "fake1") -> None:
+        ends = self.a.rdma_open(link, ours), self.b.rdma_open(link, theirs)
+        assert self.b.rdma_join(link, ends[0], False) == ""
+        assert self.a.rdma_join(link, ends[1], True) == ""
+        for _ in range(3):
+            self.a.poll()
+            self.b.poll()
+        assert self.a.rdma_greeted(link) is True
+        assert self.b.rdma_greeted(link) is True
+        left, right = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
+        assert self.a.connect(link, [left.detach()], True, 0) == ""
+        assert self.b.connect(link, [right.detach()], False, 0) == ""
+
+    def held(self, nbytes: int) -> Bytes:
+        """Zeroed memory that both sides' devices may touch, where the kind is "rdma"."""
+        array = np.zeros(nbytes, np.uint8)
+        self.kept.append(array)
+        if self.kind == "rdma":
+            self.regions += 1
+            for side in (self.a, self.b):
+                side.hold(self.regions, [(address(array), nbytes)])
+        return array
+
     def memory(self, nbytes: int, side: Any = None) -> Bytes:
         """Zeroed memory that `side` (default a) sends from: in a region where the kind is shm."""
+        if self.kind in RDMA:
+            return self.held(nbytes)
         if self.kind != "shm":
             return np.zeros(nbytes, np.uint8)
         shared = Shared(nbytes)
@@ -186,7 +218,7 @@ def one_flow(links: Links, nbytes: int, seed: int = 1) -> tuple[Any, Any]:
     """A contiguous flow from a to b of random bytes: (source array, destination array)."""
     source = links.memory(nbytes)
     source[:] = random_bytes(nbytes, random.Random(seed))
-    destination = np.zeros(nbytes, np.uint8)
+    destination = links.held(nbytes)
     links.kept += [source, destination]
     links.a.source_line(FLOW, [(address(source), nbytes)])
     links.b.landing_line(FLOW, [(address(destination), nbytes)])

@@ -153,6 +153,19 @@ class _Peers:
         """What the control plane must know: ("dial", peer, rails mask, "", ""),
         ("down", peer, link, rail, reason), ("lost", peer, 0, "", reason). Waits up to `timeout`;
         empty when it passed; raises RuntimeError once the engine is closed."""
+    def rdma_open(self, link: int, device: str, port: int, gid_index: int) -> bytes:
+        """Makes our end of an RDMA link; returns what the peer needs to join it. RuntimeError: why
+        that is not possible."""
+
+    def rdma_join(self, link: int, endpoint: bytes, dialed: bool) -> None:
+        """Joins our end with the peer's; the dialer's first message goes out."""
+
+    def rdma_greeted(self, link: int) -> bool:
+        """Whether the peer's message has come, the link can be added. RuntimeError: never."""
+
+    def rdma_drop(self, link: int) -> None:
+        """Takes back `rdma_open`."""
+
     def probe_word(self) -> tuple[int, int]:
         """(address, value) of a random 8-byte word, for a peer's CMA probe."""
 

@@ -20,7 +20,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from . import hardware, topology
+from . import fabric, hardware, rdma_health, topology
 from .errors import SettingsError
 from .listener import open_tcp
 from .rail_ends import RailEnd, rail_ends
@@ -45,11 +45,18 @@ class Finding:
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The doctor's options."""
     parser.add_argument("--json", action="store_true", help="print the findings as JSON")
+    rdma = "try every pair of RDMA ports with pyverbs alone: which reaches which"
+    parser.add_argument("--rdma", action="store_true", help=rdma)
+    listen = "with --rdma: make the far ends for another host, which says --to"
+    parser.add_argument("--listen", metavar="HOST:PORT", help=listen)
+    parser.add_argument("--to", metavar="HOST:PORT", help="with --rdma: try the listening host")
 
 
 def run(options: argparse.Namespace) -> int:
     """Prints the findings; 0 if an engine can be made, else 1."""
     findings = examine()
+    if options.rdma or options.listen or options.to:
+        findings += try_fabric(options.listen, options.to)
     if options.json:
         print(json.dumps([dataclasses.asdict(finding) for finding in findings], indent=2))
     else:
@@ -82,12 +89,27 @@ def examine() -> list[Finding]:
         _direct_memory,
         _huge_pages,
         _metrics,
-        lambda _: [Finding(*found) for found in hardware.rdma()],
+        lambda settings: [Finding(*found) for found in rdma_health.rdma(settings)],
         lambda _: [Finding(*found) for found in hardware.cuda()],
     ]
     for part in parts:
         findings += part(settings)
     return findings
+
+
+def try_fabric(listen: str | None, to: str | None) -> list[Finding]:
+    """What verbs can do between the ports of this host, or of two, found out by using them."""
+    try:
+        settings = Settings.from_environment()
+    except SettingsError:
+        return []  # `examine` has said it.
+    if listen:
+        found = fabric.fabric_for_others(settings, listen)
+    elif to:
+        found = fabric.fabric_to(settings, to)
+    else:
+        found = fabric.fabric(settings)
+    return [Finding(*each) for each in found]
 
 
 def as_text(findings: list[Finding]) -> str:

@@ -7,6 +7,7 @@ its segment is closed before they go; each notification is handed out exactly on
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import itertools
 import time
 from collections import deque
@@ -125,7 +126,7 @@ class KVCache:
                 return note
             self._check_open()
             left = None if end is None else max(0.0, end - time.monotonic())
-            if not self._engine.native.wait_notification(self._id, left) and left is not None:
+            if not self._wait(left) and left is not None:
                 return next(self.notifications(), None)
 
     async def __aiter__(self) -> AsyncIterator[Notification]:
@@ -168,9 +169,18 @@ class KVCache:
         if not self._closer.alive:
             raise AccessError("the cache is closed: make a new KVCache of its layers")
 
+    def _wait(self, seconds: float | None) -> bool:
+        """Whether a notification came in time. Raises AccessError when the cache is closed, also
+        meanwhile."""
+        try:
+            return self._engine.native.wait_notification(self._id, seconds)
+        except RuntimeError:
+            self._check_open()
+            raise
+
     def _wait_a_moment(self) -> None:
-        if self._closer.alive:
-            self._engine.native.wait_notification(self._id, 0.5)
+        with contextlib.suppress(AccessError):
+            self._wait(0.5)
 
 
 class RemoteCache:

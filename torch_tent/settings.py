@@ -127,8 +127,13 @@ class Settings:
             "interfaces, addresses or subnets, separated by commas, as in eth0,10.0.1.5,10.1.0.0/16"
         ),
     )
+    # RDMA ports that become rails, as torch_tent/rdma_choice.py reads them; None: all usable ones.
     rdma_devices: tuple[str, ...] | None = dataclasses.field(
-        default=None, metadata=_names("RDMA devices, separated by commas, as in mlx5_0,mlx5_1")
+        default=None,
+        metadata=_names(
+            "RDMA devices or ports, separated by commas, as in mlx5_0,mlx5_1:2, or ^mlx5_2 to "
+            "leave one out"
+        ),
     )
     # Whoever knows it may connect. None: loopback and Unix sockets of the same user only.
     secret: bytes | None = dataclasses.field(default=None, repr=False, metadata=_SECRET)

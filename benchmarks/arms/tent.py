@@ -95,11 +95,11 @@ class TentArm(BlockOps, DistributedOps):
     # ---- one-sided ---------------------------------------------------------------------------
 
     def offer_write(self, case: dict[str, Any]) -> Probe:
-        """tent.write into rank 1's segment."""
+        """tent.write into rank 1's segment; `depth`: that many on the way at a time."""
         return self._one_sided(case, write=True)
 
     def offer_read(self, case: dict[str, Any]) -> Probe:
-        """tent.read from rank 1's segment."""
+        """tent.read from rank 1's segment; `depth` as for write."""
         return self._one_sided(case, write=False)
 
     def _one_sided(self, case: dict[str, Any], write: bool) -> Probe:
@@ -114,12 +114,18 @@ class TentArm(BlockOps, DistributedOps):
         source, target = (memory, None) if sends else (None, memory)
         if self.seat.rank == 1:
             return Idle(source, target, close)
-        remote = tent.open(ticket)
-        if write:
-            probe = Steps(lambda: tent.write(x, remote).wait(), source, target, True)
-            probe.begin = lambda: tent.write(x, remote)
-            return probe
-        return Steps(lambda: tent.read(remote, out=x).wait(), source, target, True)
+        remote, require = tent.open(ticket), case.get("require")
+
+        def begin() -> Any:
+            if write:
+                return tent.write(x, remote, require=require)
+            return tent.read(remote, out=x, require=require)
+
+        probe = Steps(lambda: begin().wait(), source, target, True)
+        probe.begin = begin
+        if case.get("depth"):
+            keep_going(probe, case["depth"])
+        return probe
 
     def offer_flow(self, case: dict[str, Any]) -> Probe:
         """Writes, two at a time, with the slice trace."""
@@ -193,6 +199,23 @@ class TentArm(BlockOps, DistributedOps):
         """Leaves the group, if there is one."""
         if dist.is_initialized():
             dist.destroy_process_group()
+
+
+def keep_going(probe: Steps, depth: int) -> None:
+    """Makes its runs keep `depth` transfers on the way, waiting for the oldest."""
+
+    def run(times: int) -> dict[str, Any]:
+        going = []
+        start = time.monotonic()
+        for _ in range(times):
+            if len(going) == depth:
+                going.pop(0).wait()
+            going.append(probe.begin())
+        for transfer in going:
+            transfer.wait()
+        return {"begin": start, "end": time.monotonic()}
+
+    probe.run = run  # type: ignore[method-assign]
 
 
 class TracedFlow(Flow):

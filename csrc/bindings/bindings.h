@@ -24,6 +24,7 @@ void bind_transfers(EngineClass& engine);
 void bind_verbs(py::module_& module, EngineClass& engine);
 void bind_memory(py::module_& module, EngineClass& engine);
 void bind_peers(py::module_& module, EngineClass& engine);
+void bind_rdma(EngineClass& engine);
 void bind_statistics(EngineClass& engine);
 
 // A time `timeout` seconds from now; None is kNever.

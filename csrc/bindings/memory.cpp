@@ -32,6 +32,9 @@ py::tuple register_segment(Engine& engine, const std::vector<std::array<std::uin
   const auto [id, key] = under_lock(engine, true, [&](Held& held) {
     const Segment& segment =
         held->node().segments().add(all, readable, writable, blocks, random_word());
+    Pieces memory;
+    for (const Plane& plane : all) memory.push_back({plane.base, plane.bytes});
+    held->rdma.memory.hold({MemoryOwner::Kind::Segment, segment.id}, memory);
     return std::pair(segment.id, segment.key);
   });
   return py::make_tuple(id, key);

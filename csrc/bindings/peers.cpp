@@ -20,8 +20,9 @@ RailKind kind_named(const std::string& kind, const std::vector<int>& fds) {
   if (kind == "tcp") return RailKind::Tcp;
   if (kind == "shm") return RailKind::Shm;
   if (kind == "cma") return RailKind::Cma;
+  if (kind == "rdma") return RailKind::Rdma;
   for (const int fd : fds) ::close(fd);
-  throw py::value_error("a rail is \"tcp\", \"shm\" or \"cma\", not \"" + kind + "\"");
+  throw py::value_error("a rail is \"tcp\", \"shm\", \"cma\" or \"rdma\", not \"" + kind + "\"");
 }
 
 void add_link(Engine& engine, PeerId peer, LinkId link, const std::string& kind,
@@ -31,6 +32,7 @@ void add_link(Engine& engine, PeerId peer, LinkId link, const std::string& kind,
   info.kind = kind_named(kind, fds);
   info.rail = rail;
   info.rate_hint = rate_hint;
+  info.places_by_itself = info.kind == RailKind::Rdma;
   const py::gil_scoped_release release;
   engine.add_link(peer, info, {.link = link, .fds = fds, .dialed = dialed, .pid = pid});
 }

@@ -36,8 +36,9 @@ class Carrier {  // the session, as the dialogue sees it
   virtual void unsay(TransferId flow) = 0;
   virtual void link_fenced_by_peer(LinkId link, TimeNs now) = 0;  // Fence
   virtual void link_is_fenced(LinkId link, TimeNs now) = 0;       // Fenced
-  // Closes the links that write into our memory by themselves: a transfer was stopped.
-  virtual void stop_placing(TimeNs now) = 0;
+  // Closes the links that are writing bytes of this flow into our memory by themselves: it was
+  // stopped.
+  virtual void stop_placing(TransferId flow, TimeNs now) = 0;
   // The peer does not answer: nothing may be sent to or received from it over today's links.
   virtual void cut_off(const std::string& why, TimeNs now) = 0;
   virtual void peer_closes() = 0;

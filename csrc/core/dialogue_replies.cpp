@@ -229,7 +229,7 @@ void Dialogue::note(SegmentId segment, std::string payload) {
 
 void Dialogue::stop_inbound(TransferId flow, TimeNs now) {
   in.forget(flow);
-  carrier_.stop_placing(now);
+  carrier_.stop_placing(flow, now);
 }
 
 }  // namespace tent

@@ -23,7 +23,7 @@ void Link::stamp(FrameHeader& header, Unacked unacked, TimeNs now) {
   stamp_ack(header);
 }
 
-void Link::stamp_ack(FrameHeader& header) { header.ack = ack_sent_ = consumed_; }
+void Link::stamp_ack(FrameHeader& header) { header.ack = ack_sent_ = consumed(); }
 
 std::deque<Unacked> Link::take_unacked() {
   for (const Unacked& frame : unacked_) estimate_.lost(frame.cost);
@@ -32,7 +32,7 @@ std::deque<Unacked> Link::take_unacked() {
 
 bool Link::arrives(const FrameHeader& header, TimeNs now) {
   last_heard_ = now;
-  return header.kind == FrameKind::Ack || header.sequence == consumed_ + 1;
+  return header.kind == FrameKind::Ack || header.sequence == arrived_ + 1;
 }
 
 }  // namespace tent

@@ -58,8 +58,17 @@ class Link {
 
   // Incoming: false when the number is not the next one.
   bool arrives(const FrameHeader& header, TimeNs now);
-  void consumed() { ++consumed_; }
-  bool owes_ack() const { return consumed_ != ack_sent_; }
+  void took() { ++arrived_; }  // a frame, all of it
+  void places(std::uint64_t sequence) { placing_.push_back(sequence), ++arrived_; }  // a slice
+  // Slices are in place in the order of their headers, though other frames may come in between.
+  bool placed(std::uint64_t sequence) {
+    if (placing_.empty() || placing_.front() != sequence) return false;
+    placing_.pop_front();
+    return true;
+  }
+  // Everything up to here is done with.
+  std::uint64_t consumed() const { return placing_.empty() ? arrived_ : placing_.front() - 1; }
+  bool owes_ack() const { return consumed() != ack_sent_; }
   TimeNs last_heard() const { return last_heard_; }
   void heard(TimeNs now) { last_heard_ = now; }
   TimeNs last_ping = 0;
@@ -75,8 +84,9 @@ class Link {
   LinkId id_;
   LinkInfo info_;
   RailEstimate estimate_;
-  std::uint64_t next_sequence_ = 1, consumed_ = 0, ack_sent_ = 0;
+  std::uint64_t next_sequence_ = 1, arrived_ = 0, ack_sent_ = 0;
   std::deque<Unacked> unacked_;
+  std::deque<std::uint64_t> placing_;  // slices whose header came and whose bytes are on the way
   TimeNs last_heard_;
 };
 

@@ -35,7 +35,10 @@ struct Node::Private {
     void peer_lost(PeerId peer, const Status& why) override { next.peer_lost(peer, why); }
     void noted(SegmentId segment) override { next.noted(segment); }
     void traced(const SliceEvent& event) override { next.traced(event); }
-    bool reaches(LinkId link, const Layout& source) override { return next.reaches(link, source); }
+    bool reaches(LinkId link, const Layout& source, RailKinds allowed) override {
+      return next.reaches(link, source, allowed);
+    }
+    bool placing(LinkId link, TransferId flow) override { return next.placing(link, flow); }
     Outbox& next;
     Private& owner;
   };

@@ -26,8 +26,8 @@ struct LinkInfo {
   std::string rail;      // e.g. "tcp 10.0.0.1>10.0.0.2", "cma", "shm"; stable over reconnects
   double rate_hint = 0;  // bytes per ns, 0: unknown
   std::uint64_t slice_bytes_max = 0;  // 0: the settings' value
-  // The link writes into our memory by itself once it was told where (RDMA): what it carries can
-  // only be stopped by closing it. Other transports ask Node::landing before every copy.
+  // The link writes into our memory by itself once it was told where (RDMA reads): what is under
+  // way can only be stopped by closing it. Other transports ask Node::landing before every copy.
   bool places_by_itself = false;
 };
 
@@ -87,8 +87,11 @@ class Outbox {
   virtual void noted(SegmentId segment) = 0;  // a notification was added
   virtual void traced(const SliceEvent& event) = 0;
   // Whether slices of this source memory can and should go over the link (asked once per flow and
-  // link): false where the link cannot read it, or only by an extra copy that another link saves.
-  virtual bool reaches(LinkId link, const Layout& source) = 0;
+  // link): false where the link cannot read it, or only by an extra copy that another link, of the
+  // allowed kinds, saves.
+  virtual bool reaches(LinkId link, const Layout& source, RailKinds allowed) = 0;
+  // Whether a link that places by itself is writing bytes of this flow at the moment.
+  virtual bool placing(LinkId link, TransferId flow) = 0;
 };
 
 struct LinkStats {
@@ -149,7 +152,8 @@ class Node {
   // what was cancelled meanwhile is not touched. False: read and drop them.
   bool landing(LinkId link, TransferId flow, std::uint64_t offset, std::uint64_t length,
                Pieces& out);
-  // All payload bytes of the slice were read. False: checksum wrong, close the link.
+  // All payload bytes of the slice are in place; in the order of the slices on this link, though
+  // later frames may have been brought before. False: checksum wrong, close the link.
   bool landed(LinkId link, const FrameHeader& header, TimeNs now);
   // The source bytes of one of our flows. False: it ended; send filler or nothing.
   bool source(TransferId flow, std::uint64_t offset, std::uint64_t length, Pieces& out) const;

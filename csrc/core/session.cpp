@@ -129,9 +129,11 @@ void Session::suspect(LinkId id, const std::string& why, TimeNs now) {
   link_down(id, now);
 }
 
-void Session::stop_placing(TimeNs now) {
+void Session::stop_placing(TransferId flow, TimeNs now) {
   for (LinkId id : links()) {
-    if (links_.find(id)->info().places_by_itself) suspect(id, "a transfer was stopped", now);
+    if (links_.find(id)->info().places_by_itself && host_.outbox.placing(id, flow)) {
+      suspect(id, "a transfer was stopped while the link wrote its bytes", now);
+    }
   }
 }
 
@@ -158,7 +160,7 @@ bool Session::frame(LinkId id, const FrameHeader& header, std::span<const std::u
   Link* link = links_.find(id);
   if (link == nullptr) return true;  // closed meanwhile
   if (!heard(*link, header, now)) return false;
-  if (header.kind != FrameKind::Ack) link->consumed();
+  if (header.kind != FrameKind::Ack) link->took();
   if (header.kind == FrameKind::Open) {
     Opening opening;
     if (!decode(body, opening) || !dialogue_.on_open(header.flow, std::move(opening), now)) {
@@ -195,6 +197,7 @@ bool Session::slice(LinkId id, const FrameHeader& header, TimeNs now) {
   if (link == nullptr) return true;
   if (!heard(*link, header, now)) return false;
   if (!dialogue_.in.fits(header.flow, header.offset, header.body_bytes)) return false;
+  link->places(header.sequence);
   return link->acked(header.ack, now, [&](const Unacked& sent) { on_acked(*link, sent, now); });
 }
 
@@ -206,6 +209,7 @@ bool Session::landing(LinkId id, TransferId flow, std::uint64_t offset, std::uin
 bool Session::landed(LinkId id, const FrameHeader& header, TimeNs now) {
   Link* link = links_.find(id);
   if (link == nullptr) return true;
+  if (!link->placed(header.sequence)) return false;
   last_heard_ = now;
   link->heard(now);
   const std::uint64_t bytes = header.body_bytes;
@@ -216,7 +220,6 @@ bool Session::landed(LinkId id, const FrameHeader& header, TimeNs now) {
       return false;
     }
   }
-  link->consumed();
   ++link->stats.slices_received;
   link->stats.bytes_received += bytes;
   dialogue_.on_landed(link->info().rail, header.flow, header.offset, bytes, now);
@@ -277,7 +280,7 @@ bool Session::may_carry(LinkId link, TransferId flow) {
   for (const auto& [known, can] : outbound->reach) {
     if (known == link) return can;
   }
-  const bool can = host_.outbox.reaches(link, outbound->source);
+  const bool can = host_.outbox.reaches(link, outbound->source, outbound->view.rails);
   outbound->reach.emplace_back(link, can);
   return can;
 }

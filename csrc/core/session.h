@@ -51,7 +51,7 @@ class Session final : private Carrier {
   void unsay(TransferId flow) override;
   void link_fenced_by_peer(LinkId link, TimeNs now) override;
   void link_is_fenced(LinkId link, TimeNs now) override;
-  void stop_placing(TimeNs now) override;
+  void stop_placing(TransferId flow, TimeNs now) override;
   void cut_off(const std::string& why, TimeNs now) override;
   void peer_closes() override { peer_closed_ = true; }
 

@@ -29,7 +29,7 @@ Engine::WaitSet::WaitSet() : fd(epoll_create1(EPOLL_CLOEXEC)) {
 
 Engine::WaitSet::~WaitSet() { ::close(fd); }
 
-Engine::Engine(const CoreSettings& settings)
+Engine::Engine(const EngineSettings& settings)
     : exchange_(settings, wait_set_.fd, events_),
       fork_guard_(lock_, exchange_),
       progress_(wait_set_.fd, lock_, exchange_, notifier_, wheel_),
@@ -39,7 +39,7 @@ Engine::~Engine() { close(); }
 
 const TentApi* Engine::c_api() const { return &works_->api; }
 
-std::shared_ptr<Engine> Engine::make(const CoreSettings& settings) {
+std::shared_ptr<Engine> Engine::make(const EngineSettings& settings) {
   return std::shared_ptr<Engine>(new Engine(settings), [](Engine* engine) {
     if (!engine->forked()) delete engine;
   });

@@ -27,7 +27,7 @@ class Engine {
  public:
   // Starts the threads. Throws std::system_error without descriptors or threads. In a child of fork
   // the engine is never destroyed: its threads and locks are the parent's.
-  static std::shared_ptr<Engine> make(const CoreSettings& settings);
+  static std::shared_ptr<Engine> make(const EngineSettings& settings);
   ~Engine();
 
   // The lock and what it guards. Throws std::runtime_error once closed and in a child of fork.
@@ -65,7 +65,7 @@ class Engine {
     const int fd;
   };
 
-  explicit Engine(const CoreSettings& settings);
+  explicit Engine(const EngineSettings& settings);
   bool wait_ready(Waitable& what, TimeNs until);
   bool drive(Waitable& what, TimeNs until, TimeNs spin);
   void listen(Waitable& what);

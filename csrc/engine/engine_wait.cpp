@@ -50,6 +50,7 @@ void Engine::close_segment(SegmentId segment) {
     held->bells.ring(segment, held->operations.aftermath());
   }
   await_readers(segment);
+  hold()->rdma.memory.drop({MemoryOwner::Kind::Segment, segment});
 }
 
 std::uint32_t Engine::revoke(SegmentId segment, const std::vector<std::int64_t>& blocks) {

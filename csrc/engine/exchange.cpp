@@ -27,13 +27,16 @@ Request message(Request::Op op, PeerId peer, std::uint64_t context, std::uint64_
 
 }  // namespace
 
-Exchange::Exchange(const CoreSettings& settings, int wait_set, ControlEvents& events)
+Exchange::Exchange(const EngineSettings& settings, int wait_set, ControlEvents& events)
     : doorbell(wait_set),
+      rdma(wait_set, settings.rdma_library),
       events_(events),
       tcp_(wait_set),
       shm_(wait_set, doorbell),
       cma_(wait_set, doorbell),
-      node_(settings, *this) {}
+      node_(settings, *this) {
+  rdma.memory.wanted = settings.rdma;
+}
 
 Exchange::~Exchange() = default;
 
@@ -43,8 +46,9 @@ bool Exchange::poll(TimeNs now) {
     moved = shm_.poll(*this);
     moved |= cma_.poll(*this);
   }
+  moved |= rdma.poll(*this);
   // Asking the kernel costs more than a look into shared memory, so it must not slow that down.
-  if (tcp_ports_ != 0 && (local_ports_ == 0 || tcp_quiet_ % kTcpPause == 0)) {
+  if (tcp_ports_ != 0 && (local_ports_ + rdma_ports_ == 0 || tcp_quiet_ % kTcpPause == 0)) {
     const bool tcp_moved = tcp_.poll(*this);
     tcp_quiet_ = tcp_moved ? 0 : 1;
     moved |= tcp_moved;
@@ -119,7 +123,10 @@ void Exchange::take_down() {
 void Exchange::finish_ended() {
   std::vector<Report> reports;
   reports.swap(ended_);
-  for (Report& report : reports) operations.finish(std::move(report));
+  for (Report& report : reports) {
+    rdma.memory.drop({MemoryOwner::Kind::Transfer, report.id});
+    operations.finish(std::move(report));
+  }
   stir();  // so that poll() is called again soon, which tells the late watches
 }
 
@@ -142,7 +149,7 @@ Status Exchange::connect(PeerId peer, const LinkInfo& info, const Connection& co
   Port made{peer, info.kind, transport, rails.open(peer, info.rail, info.kind, node_),
             connection.fds};
   ++made.rail->links_made;
-  ++(info.kind == RailKind::Tcp ? tcp_ports_ : local_ports_);
+  ++ports_of(info.kind);
   ports_.emplace(connection.link, std::move(made));
   node_.link_up(peer, connection.link, info, now_ns());
   stir();
@@ -160,6 +167,7 @@ std::vector<int> Exchange::descriptors() const {
 OperationRef Exchange::start(Request request) {
   request.id = node_.next_id();
   OperationRef operation = operations.open(request);
+  hold(request);
   node_.submit(std::move(request), now_ns());
   stir();
   return operation;
@@ -180,6 +188,7 @@ TransferId Exchange::launch(Request request, std::uint64_t address, std::uint64_
   request.local = Layout::contiguous(address, bytes);
   const TransferId id = request.id;
   operations.follow(request, then);
+  hold(request);
   node_.submit(std::move(request), now_ns());
   stir();
   return id;
@@ -214,9 +223,16 @@ Transport* Exchange::transport_for(RailKind kind) {
       return &shm_;
     case RailKind::Cma:
       return &cma_;
+    case RailKind::Rdma:
+      return &rdma;
     default:
       return nullptr;
   }
+}
+
+std::size_t& Exchange::ports_of(RailKind kind) {
+  if (kind == RailKind::Tcp) return tcp_ports_;
+  return kind == RailKind::Rdma ? rdma_ports_ : local_ports_;
 }
 
 RailRef Exchange::rail_of(LinkId link) {
@@ -232,7 +248,7 @@ void Exchange::forget(LinkId link, const std::string& why) {
   const Port& gone = found->second;
   ++gone.rail->links_lost;
   events_.add({ControlEvent::Kind::Down, gone.peer, link, gone.rail->name, why});
-  --(gone.kind == RailKind::Tcp ? tcp_ports_ : local_ports_);
+  --ports_of(gone.kind);
   past_.emplace_front(link, gone.rail);
   if (past_.size() > kPastLinks) past_.pop_back();
   ports_.erase(found);

@@ -21,6 +21,7 @@
 
 #include "core/node.h"
 #include "engine/control_events.h"
+#include "engine/engine_settings.h"
 #include "engine/note_bells.h"
 #include "engine/operations.h"
 #include "engine/rails.h"
@@ -28,6 +29,7 @@
 #include "engine/transfers.h"
 #include "transports/cma.h"
 #include "transports/doorbell.h"
+#include "transports/rdma.h"
 #include "transports/shm.h"
 #include "transports/tcp.h"
 
@@ -36,7 +38,7 @@ namespace tent {
 class Exchange final : public Transfers, private Outbox, private Receiver {
  public:
   // `wait_set`: the epoll descriptor that the transports join.
-  Exchange(const CoreSettings& settings, int wait_set, ControlEvents& events);
+  Exchange(const EngineSettings& settings, int wait_set, ControlEvents& events);
   ~Exchange() override;
 
   // Moves bytes both ways and lets time pass; true when anything moved. Ends with settle().
@@ -59,7 +61,7 @@ class Exchange final : public Transfers, private Outbox, private Receiver {
   // Takes the descriptors over, also when it fails.
   Status connect(PeerId peer, const LinkInfo& info, const Connection& connection);
   void disconnect(LinkId link, const Status& why);
-  Status share(const Region& region) { return shm_.register_region(region); }
+  Status share(const Region& region);
   std::vector<int> descriptors() const;  // of the links that are up
 
   OperationRef start(Request request);
@@ -74,6 +76,7 @@ class Exchange final : public Transfers, private Outbox, private Receiver {
   void cancel(TransferId id) override;
 
   Doorbell doorbell;
+  RdmaTransport rdma;
   Operations operations;
   NoteBells bells;
   Rails rails;
@@ -100,7 +103,8 @@ class Exchange final : public Transfers, private Outbox, private Receiver {
   void peer_lost(PeerId peer, const Status& why) override;
   void noted(SegmentId segment) override;
   void traced(const SliceEvent& event) override;
-  bool reaches(LinkId link, const Layout& source) override;
+  bool reaches(LinkId link, const Layout& source, RailKinds allowed) override;
+  bool placing(LinkId link, TransferId flow) override;
   // Receiver
   bool frame(LinkId link, const FrameHeader& header, std::span<const std::uint8_t> body) override;
   bool slice(LinkId link, const FrameHeader& header) override;
@@ -111,6 +115,9 @@ class Exchange final : public Transfers, private Outbox, private Receiver {
   void down(LinkId link, const Status& why) override;
 
   Port* port(LinkId link);
+  std::size_t& ports_of(RailKind kind);
+  bool spared(LinkId link, const Port& to, RailKinds allowed) const;
+  void hold(const Request& request);
   Transport* transport_for(RailKind kind);
   void forget(LinkId link, const std::string& why);
   bool malformed(LinkId link);
@@ -129,7 +136,7 @@ class Exchange final : public Transfers, private Outbox, private Receiver {
   Node node_;
 
   std::unordered_map<LinkId, Port> ports_;
-  std::size_t tcp_ports_ = 0, local_ports_ = 0;
+  std::size_t tcp_ports_ = 0, local_ports_ = 0, rdma_ports_ = 0;
   unsigned tcp_quiet_ = 0;  // polls since TCP last moved anything
   std::deque<std::pair<LinkId, RailRef>> past_;
 

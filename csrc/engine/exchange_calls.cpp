@@ -1,5 +1,7 @@
 // Stage: engine. What the Node asks of the world (Outbox) and what the transports ask of the Node
 // (Receiver). Under the engine lock; exchange.h has the rule of re-entry that all of this keeps.
+#include <algorithm>
+
 #include "engine/clock.h"
 #include "engine/exchange.h"
 
@@ -72,15 +74,42 @@ void Exchange::traced(const SliceEvent& event) {
   if (trace.on()) trace.add({event, rail});
 }
 
-bool Exchange::reaches(LinkId link, const Layout& source) {
+// Memory that this transfer keeps in place is what RDMA devices may register.
+void Exchange::hold(const Request& request) {
+  if (!rdma.memory.wanted) return;
+  Pieces memory;
+  if (memory_of(request.local, true, memory)) {
+    rdma.memory.hold({MemoryOwner::Kind::Transfer, request.id}, memory);
+  }
+}
+
+Status Exchange::share(const Region& region) {
+  rdma.register_region(region);
+  return shm_.register_region(region);
+}
+
+// Whether another rail that is allowed saves this one an extra copy.
+bool Exchange::spared(LinkId link, const Port& to, RailKinds allowed) const {
+  return std::any_of(ports_.begin(), ports_.end(), [&](const auto& entry) {
+    const Port& rival = entry.second;
+    return entry.first != link && rival.peer == to.peer && rival.kind != to.kind &&
+           (allowed & rail_bit(rival.kind)) != 0;
+  });
+}
+
+bool Exchange::placing(LinkId link, TransferId flow) { return rdma.placing(link, flow); }
+
+bool Exchange::reaches(LinkId link, const Layout& source, RailKinds allowed) {
   const Port* to = port(link);
   if (!to) return false;
   const Reach reach = reach_of(*to->transport, link, source);
   if (reach == Reach::No || to->kind == RailKind::Tcp) return reach != Reach::No;
+  if (to->kind == RailKind::Rdma) return reach == Reach::Direct || !spared(link, *to, allowed);
   // Of the same-host links only the best carries it: the same processor copies for all of them, and
   // a mapping needs no system call, while a bounce needs one more copy.
   for (const auto& [other, rival] : ports_) {
-    if (rival.peer != to->peer || rival.kind == to->kind || rival.kind == RailKind::Tcp) continue;
+    const bool network = rival.kind == RailKind::Tcp || rival.kind == RailKind::Rdma;
+    if (rival.peer != to->peer || rival.kind == to->kind || network) continue;
     const bool rival_direct = reach_of(*rival.transport, other, source) == Reach::Direct;
     if (rival_direct && (reach == Reach::Staged || rival.kind == RailKind::Shm)) return false;
   }

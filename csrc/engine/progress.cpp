@@ -72,7 +72,7 @@ void Progress::take_over(bool at_once) {
     if (at_once || relieved_) kick();
     return;
   }
-  for (int round = 0; !exchange_.doorbell.prepare_sleep(); ++round) {
+  for (int round = 0; !may_sleep(); ++round) {
     if (round == kArmRounds) return rouse();
     exchange_.poll(now_ns());
   }
@@ -97,7 +97,7 @@ void Progress::rouse() {
 }
 
 bool Progress::listen(TimeNs now, TimeNs until) {
-  if (listening_ || stopping_ || !exchange_.doorbell.prepare_sleep()) return false;
+  if (listening_ || stopping_ || !may_sleep()) return false;
   listens_until_ = std::min({exchange_.due(), now + longest_sleep(now), until});
   listening_ = audible_ = true;
   return true;
@@ -162,8 +162,13 @@ void Progress::run() {
   }
 }
 
+// Whoever has work for us will wake us up. False: there is some already.
+bool Progress::may_sleep() {
+  return exchange_.rdma.prepare_sleep() && exchange_.doorbell.prepare_sleep();
+}
+
 bool Progress::fall_asleep(TimeNs now) {
-  if (stopping_ || !exchange_.doorbell.prepare_sleep()) return false;
+  if (stopping_ || !may_sleep()) return false;
   wakes_at_ = std::min(exchange_.due(), now + longest_sleep(now));
   asleep_ = audible_ = true;
   return true;

@@ -46,6 +46,7 @@ class Progress {
 
  private:
   void run();
+  bool may_sleep();
   bool fall_asleep(TimeNs now);
   // Of the thread itself.
   void sleep(TimeNs until);

@@ -199,12 +199,19 @@ void Process::traced(const SliceEvent& event) {
   if (event.ended < event.posted) world_.fail("P7: a slice ended before it was posted");
 }
 
-bool Process::reaches(LinkId id, const Layout& source) {
+bool Process::reaches(LinkId id, const Layout& source, RailKinds) {
   const Link* link = world_.network.find_link(id);
   if (link == nullptr || source.parts().empty()) return true;
   // Shared memory is the lower half of the arena.
   if (world_.network.rail(*link).kind != RailKind::Shm) return true;
   return arena.offset(source.parts().front().base) < world_.profile.arena_bytes / 2;
+}
+
+bool Process::placing(LinkId id, TransferId flow) {
+  Link* link = world_.network.find_link(id);
+  if (link == nullptr) return false;
+  Pipe& pipe = link->pipe[std::size_t(1 - world_.network.end_of(*link, index_))];
+  return pipe.was_granted && pipe.parcels.front().frame.header.flow == flow;
 }
 
 }  // namespace tent::sim

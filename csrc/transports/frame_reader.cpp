@@ -98,6 +98,7 @@ bool FrameReader::take_body(Receiver& receiver, std::uint64_t& budget) {
 bool FrameReader::take_slice(Receiver& receiver, std::uint64_t& budget) {
   if (!slices_.take(ahead_, receiver, budget)) return false;
   state_ = State::Header;
+  if (slices_.lands_later()) return link_.live();
   if (!receiver.landed(link_.id, header_)) {
     return link_.broke("a slice from the peer has a wrong checksum; the link was closed");
   }

@@ -19,6 +19,8 @@ class SliceReader {
   // Takes what has come, and its bytes off the budget. True: the slice is complete and in place.
   // False: its rest must be waited for, or the budget is spent, or the link is no longer live.
   virtual bool take(ReadAhead& ahead, Receiver& receiver, std::uint64_t& budget) = 0;
+  // take() only took what the stream has of the slice: the reader calls landed() itself, later.
+  virtual bool lands_later() const { return false; }
 };
 
 class FrameReader {

@@ -28,6 +28,10 @@ SliceWriter::Next LocalSliceWriter::name_next(bool committed, Receiver& receiver
   named_.clear();
   if (receiver.source(header_.flow, header_.offset + done_, bytes, pieces_)) {
     bite_.learn(pieces_.size());
+    if (namer_.carries(pieces_)) {
+      write_bytes();
+      return Next::Ready;
+    }
     covered_ = namer_.name(pieces_, budget, named_);
     if (covered_ == 0) return Next::Blocked;
     write_chunk(ChunkHeader::Kind::Pieces);
@@ -46,6 +50,21 @@ void LocalSliceWriter::write_chunk(ChunkHeader::Kind kind) {
   std::memcpy(chunk_.data(), &header, sizeof header);
   if (pieces_bytes > 0) std::memcpy(chunk_.data() + sizeof header, named_.data(), pieces_bytes);
   chunk_bytes_ = sizeof header + pieces_bytes;
+  chunk_sent_ = 0;
+}
+
+void LocalSliceWriter::write_bytes() {
+  constexpr std::size_t kHeader = sizeof(ChunkHeader);
+  covered_ = 0;
+  for (const Piece& piece : pieces_) {
+    const std::uint64_t bytes = std::min(piece.bytes, kCarriedBytesMax - covered_);
+    std::memcpy(chunk_.data() + kHeader + covered_, reinterpret_cast<const void*>(piece.address),
+                bytes);
+    covered_ += bytes;
+  }
+  const ChunkHeader header{ChunkHeader::Kind::Bytes, std::uint32_t(covered_)};
+  std::memcpy(chunk_.data(), &header, kHeader);
+  chunk_bytes_ = kHeader + covered_;
   chunk_sent_ = 0;
 }
 

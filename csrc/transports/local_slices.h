@@ -23,7 +23,8 @@ static_assert(sizeof(NamedPiece) == 24);
 struct ChunkHeader {  // on the stream, before its pieces
   enum class Kind : std::uint32_t {
     Pieces = 1,
-    Torn = 2,  // the source has ended: there is nothing for the rest of the slice
+    Torn = 2,   // the source has ended: there is nothing for the rest of the slice
+    Bytes = 3,  // so many bytes follow themselves; only where the transport has it so
   };
   Kind kind = Kind::Pieces;
   std::uint32_t count = 0;
@@ -34,6 +35,7 @@ inline constexpr std::size_t kChunkPiecesMax = 128;
 inline constexpr std::size_t kChunkBytesMax =
     sizeof(ChunkHeader) + kChunkPiecesMax * sizeof(NamedPiece);
 static_assert(kChunkBytesMax <= ReadAhead::kBytes);
+inline constexpr std::uint64_t kCarriedBytesMax = kChunkBytesMax - sizeof(ChunkHeader);
 
 // The sender's half of a same-host transport.
 class PieceNamer {
@@ -43,6 +45,9 @@ class PieceNamer {
   // bytes these are; 0: not now. Takes bytes that it had to copy off the budget.
   virtual std::uint64_t name(const Pieces& pieces, std::uint64_t& budget,
                              std::vector<NamedPiece>& out) = 0;
+  // Whether these bytes are to follow in the chunk, since naming them costs more or is not
+  // possible.
+  virtual bool carries(const Pieces&) { return false; }
 };
 
 // The receiver's half. Both return false after they have set the link's fault.
@@ -66,6 +71,7 @@ class LocalSliceWriter final : public SliceWriter {
  private:
   Next name_next(bool committed, Receiver& receiver, std::uint64_t& budget);
   void write_chunk(ChunkHeader::Kind kind);
+  void write_bytes();
 
   PieceNamer& namer_;
   FrameHeader header_;

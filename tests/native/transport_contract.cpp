@@ -17,6 +17,7 @@
 #include "transports/cma.h"
 #include "transports/doorbell.h"
 #include "transports/local_channel.h"
+#include "transports/rdma.h"
 #include "transports/shm.h"
 #include "transports/tcp.h"
 
@@ -58,8 +59,12 @@ bool cut(const std::map<TransferId, Line>& lines, TransferId flow, std::uint64_t
   return length == 0;
 }
 
+// "rdma:FILE" opens the libibverbs FILE.
 std::unique_ptr<Transport> make_transport(const std::string& kind, std::uint64_t poll_bytes,
                                           int wait_set, Doorbell& bell) {
+  if (kind.starts_with("rdma:")) {
+    return std::make_unique<RdmaTransport>(wait_set, kind.substr(5), poll_bytes);
+  }
   if (kind == "tcp") return std::make_unique<TcpTransport>(wait_set, poll_bytes);
   if (kind == "shm") return std::make_unique<ShmTransport>(wait_set, bell, poll_bytes);
   if (kind == "cma") return std::make_unique<CmaTransport>(wait_set, bell, poll_bytes);
@@ -72,7 +77,8 @@ class Side final : public Receiver {
   Side(const std::string& kind, std::uint64_t poll_bytes)
       : wait_set_(::epoll_create1(EPOLL_CLOEXEC)),
         bell_(wait_set_.get()),
-        transport_(make_transport(kind, poll_bytes, wait_set_.get(), bell_)) {}
+        transport_(make_transport(kind, poll_bytes, wait_set_.get(), bell_)),
+        rdma_(dynamic_cast<RdmaTransport*>(transport_.get())) {}
 
   // ---- the script ------------------------------------------------------------------------------
   void source_line(TransferId flow, const std::vector<std::pair<std::uint64_t, std::uint64_t>>& p) {
@@ -111,9 +117,34 @@ class Side final : public Receiver {
                               int fd) {
     return transport_->register_region({id, address, bytes, fd}).text;
   }
+  // RDMA alone.
+  py::bytes rdma_open(LinkId link, const std::string& device) {
+    RdmaEndpoint endpoint;
+    const Status status = rdma_->open(link, {device, 1, 0}, endpoint);
+    if (!status.ok()) throw std::runtime_error(status.text);
+    return py::bytes(reinterpret_cast<const char*>(&endpoint), sizeof endpoint);
+  }
+  std::string rdma_join(LinkId link, const std::string& endpoint, bool dialed) {
+    RdmaEndpoint peer;
+    if (endpoint.size() != sizeof peer) return "not an endpoint";
+    std::memcpy(&peer, endpoint.data(), sizeof peer);
+    return rdma_->join(link, peer, dialed).text;
+  }
+  py::object rdma_greeted(LinkId link) {
+    Status why;
+    const bool came = rdma_->greeted(link, why);
+    return why.ok() ? py::object(py::bool_(came)) : py::object(py::str(why.text));
+  }
+  void hold(std::uint64_t owner, const std::vector<std::pair<std::uint64_t, std::uint64_t>>& p) {
+    rdma_->memory.hold({MemoryOwner::Kind::Segment, owner}, line_of(p).pieces);
+  }
+  void drop(std::uint64_t owner) { rdma_->memory.drop({MemoryOwner::Kind::Segment, owner}); }
+  std::string complaint() { return rdma_->memory.take_complaint(); }
+  bool placing(LinkId link, TransferId flow) { return rdma_->placing(link, flow); }
+
   // As the engine sleeps: 0 a link was ready before, 1 woken up, 2 the time passed.
   int sleep(int timeout_ms) {
-    if (!bell_.prepare_sleep()) return 0;
+    if ((rdma_ != nullptr && !rdma_->prepare_sleep()) || !bell_.prepare_sleep()) return 0;
     epoll_event events[8];
     int count;
     {
@@ -123,7 +154,10 @@ class Side final : public Receiver {
     bell_.woke();
     return count > 0 ? 1 : 2;
   }
-  void hang_up() { transport_.reset(); }
+  void hang_up() {
+    transport_.reset();
+    rdma_ = nullptr;
+  }
 
   std::vector<Event> take_events() { return std::exchange(events_, {}); }
   std::size_t events() const { return events_.size(); }
@@ -190,6 +224,7 @@ class Side final : public Receiver {
   LinkId reply_link_ = 0;
   Frame reply_;
   std::unique_ptr<Transport> transport_;
+  RdmaTransport* rdma_;  // the same, where it is one
 };
 
 // Polls all sides until the first has heard of `events` things. False when the time passed.
@@ -250,6 +285,13 @@ PYBIND11_MODULE(transport_contract, m) {
       .def("close", &Side::close)
       .def("reach", &Side::reach)
       .def("register_region", &Side::register_region)
+      .def("rdma_open", &Side::rdma_open)
+      .def("rdma_join", &Side::rdma_join)
+      .def("rdma_greeted", &Side::rdma_greeted)
+      .def("hold", &Side::hold)
+      .def("drop", &Side::drop)
+      .def("complaint", &Side::complaint)
+      .def("placing", &Side::placing)
       .def("sleep", &Side::sleep)
       .def("hang_up", &Side::hang_up)
       .def("take_events", &Side::take_events)

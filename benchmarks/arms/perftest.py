@@ -1,0 +1,132 @@
+"""Stage: benchmarks, in a player. perftest: what verbs alone can do between two ports.
+
+One player starts server and client of ib_write_bw, ib_read_bw or ib_write_lat on each rail, all
+rails at once, and takes the tools' own figures. They check no payload; the engine's columns do.
+"""
+
+from __future__ import annotations
+
+import re
+import shutil
+import subprocess
+import time
+from dataclasses import dataclass
+from typing import Any
+
+from .base import Arm, Missing, Probe
+
+PORT = 18515
+START_S = 10.0
+RUN_S = 120.0
+TOOLS = ("ib_write_bw", "ib_read_bw", "ib_write_lat")
+
+
+@dataclass(frozen=True)
+class Rail:
+    """Two ports that reach each other: device and GID index of each, and the server's address."""
+
+    client: str
+    client_gid: int
+    server: str
+    server_gid: int
+    address: str
+
+
+class Rails(Probe):
+    """One tool on some rails at a time. `case`: "bytes", "rails" (fields of Rail)."""
+
+    def __init__(self, tool: str, case: dict[str, Any]) -> None:
+        super().__init__()
+        self.tool = tool
+        self.bytes = case["bytes"]
+        self.rails = [Rail(**fields) for fields in case["rails"]]
+
+    def run(self, times: int) -> dict[str, Any]:
+        """Seconds as if one after the other: of a half round trip, or of bytes at the sum of the
+        rails' rates."""
+        times = max(times, 5)  # The tools refuse fewer.
+        running = []
+        try:
+            for place, rail in enumerate(self.rails):
+                running.append(self._start(place, rail.server, rail.server_gid, times))
+            for place in range(len(self.rails)):
+                wait_for_listener(PORT + place)
+            clients = []
+            for place, rail in enumerate(self.rails):
+                found = self._start(place, rail.client, rail.client_gid, times, rail.address)
+                running.append(found)
+                clients.append(found)
+            figures = [figure(self.tool, *client.communicate(timeout=RUN_S)) for client in clients]
+            for one in running:
+                one.wait(START_S)
+        finally:
+            for one in running:
+                one.kill()
+                one.communicate()
+        if self.tool.endswith("_lat"):
+            return {"seconds": figures[0] * 1e-6 * times}
+        return {"seconds": self.bytes * times / (sum(figures) * 1e9 / 8)}
+
+    def _start(
+        self, place: int, device: str, gid: int, times: int, *address: str
+    ) -> subprocess.Popen[str]:
+        words = [self.tool, "-d", device, "-x", str(gid), "-p", str(PORT + place)]
+        words += ["-s", str(self.bytes), "-n", str(times), "-F"]
+        words += [] if self.tool.endswith("_lat") else ["--report_gbits", "-N"]
+        return subprocess.Popen(
+            [*words, *address], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+        )
+
+
+def wait_for_listener(port: int) -> None:
+    """Returns when something listens on the port. Looks, and does not connect: the tool would take
+    that for its client."""
+    deadline = time.monotonic() + START_S
+    wanted = f":{port:04X} "
+    while time.monotonic() < deadline:
+        for path in ("/proc/net/tcp", "/proc/net/tcp6"):
+            with open(path) as lines:
+                if any(wanted in line and line.split()[3] == "0A" for line in lines):
+                    return
+        time.sleep(0.01)
+    raise RuntimeError(f"the server on port {port} did not start")
+
+
+def figure(tool: str, text: str, _: Any) -> float:
+    """Gbit/s, or half a round trip in microseconds, out of a tool's table."""
+    rows = re.findall(r"^ *\d+ +\d+ +(.+)$", text, re.MULTILINE)
+    if not rows:
+        raise RuntimeError(f"{tool} said: {text.strip()[-300:]}")
+    numbers = [float(word) for word in rows[-1].split()]
+    # Least, most, typical, average, ...; or peak (0 with -N), average, messages.
+    return numbers[3] if tool.endswith("_lat") else numbers[1]
+
+
+class PerftestArm(Arm):
+    """The tools of the package perftest."""
+
+    def __init__(self, seat: Any) -> None:
+        super().__init__(seat)
+        lacking = [tool for tool in TOOLS if shutil.which(tool) is None]
+        if lacking:
+            raise Missing(f"{', '.join(lacking)}: apt-get install perftest")
+
+    def version(self) -> str:
+        """The package's."""
+        done = subprocess.run(["ib_write_bw", "--version"], capture_output=True, text=True)
+        return f"perftest {(done.stdout + done.stderr).strip().splitlines()[0][-40:]}"
+
+    def offer_write(self, case: dict[str, Any]) -> Probe:
+        """ib_write_bw."""
+        return Rails("ib_write_bw", case)
+
+    def offer_read(self, case: dict[str, Any]) -> Probe:
+        """ib_read_bw."""
+        return Rails("ib_read_bw", case)
+
+    def offer_latency(self, case: dict[str, Any]) -> Probe:
+        """ib_write_lat."""
+        return Rails("ib_write_lat", case)
+
+
+ARM = PerftestArm

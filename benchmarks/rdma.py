@@ -1,0 +1,144 @@
+"""Stage: benchmarks. Question: how near does one engine over RDMA come to verbs alone?
+
+Writes and reads over one rail and over two, small writes, and two rails of which one is held to a
+tenth, beside perftest's ib_write_bw, ib_read_bw and ib_write_lat. Needs two rails as the virtual
+machine of tests/rdma_vm has them: `make bench-rdma`.
+"""
+
+from __future__ import annotations
+
+import statistics
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import lineup
+from compare import Case, Pace, compare
+from harness import Arms, ArmSpec, Column
+from p2p import size_name
+from rdma_faults import measure_faults
+from results import Question
+
+sys.path.insert(0, str(lineup.ROOT))
+from torch_tent.rdma_ports import rdma_ports
+
+KIB, MIB = 1 << 10, 1 << 20
+SLOW_RAIL = "rail1a"
+DEEP = (("depth", 16),)  # the tools keep 128 on the way
+SLOW_LABEL = "two rails, one at a tenth, write 1 MiB"
+
+
+def rails() -> list[dict[str, Any]]:
+    """The rails, as arms/perftest.py wants them: rxe0a to rxe0b, rxe1a to rxe1b."""
+    found = {port.device: port for port in rdma_ports() if not port.trouble}
+    pairs = [(found[name], found.get(f"{name[:-1]}b")) for name in found if name.endswith("a")]
+    listed = []
+    for near, far in pairs:
+        if far is None or near.gid is None or far.gid is None:
+            continue
+        listed.append(
+            {
+                "client": near.device,
+                "client_gid": near.gid.index,
+                "server": far.device,
+                "server_gid": far.gid.index,
+                "address": str(far.gid.ip),
+            }
+        )
+    if len(listed) < 2:
+        raise SystemExit("rdma.py needs two RDMA rails: make bench-rdma runs it where they are")
+    return listed
+
+
+def tent(name: str, side_a: str, side_b: str) -> ArmSpec:
+    """An engine pair whose ends have their own side of the rails only. TCP carries what is said."""
+    env = (
+        ("TENT_TRANSPORTS", "rdma,tcp"),
+        ("TENT_SECRET", "benchmark"),
+        ("TENT_RAILS", "127.0.0.1"),
+        ("PYTHONPATH", str(lineup.ROOT)),
+    )
+    # Each end is started with `env` before it, so that it sees the devices of its side alone.
+    sides = tuple(("env", f"TENT_RDMA_DEVICES={devices}") for devices in (side_a, side_b))
+    return ArmSpec(name, "tent", env=env, prefix=sides, start_s=300.0)
+
+
+def cases(listed: list[dict[str, Any]]) -> list[Case]:
+    """What is compared, with the rails of each."""
+    one, two = [("rails", listed[:1])], [("rails", listed[:2])]
+    found = []
+    for size in (MIB, 64 * KIB):
+        params = {"bytes": size, "pages": "4k", "require": "rdma"}
+        for op in ("write", "read"):
+            label = f"one rail, {op} {size_name(size)}"
+            columns = (
+                Column(f"ib_{op}_bw", "perftest", op, "limit", tuple(one)),
+                Column(f"tent.{op}", "tent one", op, "ours", DEEP),
+            )
+            found.append(Case(label, params, columns))
+        columns = (
+            Column("ib_write_bw, both at once", "perftest", "write", "limit", tuple(two)),
+            Column("tent.write", "tent two", "write", "ours", DEEP),
+        )
+        found.append(Case(f"two rails, write {size_name(size)}", params, columns))
+    small = (
+        Column("ib_write_lat", "perftest", "latency", "limit", tuple(one)),
+        Column("tent.write", "tent one", "write", "ours"),
+        Column("tent.send and recv", "tent one", "message_pingpong", "ours"),
+    )
+    found.append(Case("8 bytes", {"bytes": 8, "pages": "4k", "require": "rdma"}, small))
+    return found
+
+
+@contextmanager
+def shaped(gbit: float) -> Iterator[None]:
+    """One rail held to a rate, in the direction of the writes."""
+    words = ["tc", "qdisc", "replace", "dev", SLOW_RAIL, "root", "tbf"]
+    words += ["rate", f"{round(gbit * 1e6)}kbit", "burst", "32kb", "latency", "400ms"]
+    subprocess.run(words, check=True)
+    try:
+        yield
+    finally:
+        subprocess.run(["tc", "qdisc", "del", "dev", SLOW_RAIL, "root"], check=True)
+
+
+def one_slow(found: Arms, question: Question, pace: Pace, listed: list[dict[str, Any]]) -> None:
+    """One of two rails at a tenth of what verbs alone reach on it; the limit is what is left."""
+    params = {"bytes": MIB, "pages": "4k", "require": "rdma"}
+    plain = Column("ib_write_bw", "perftest", "write", "limit", (("rails", listed[:1]),))
+    [well] = compare(found, Case("", params, (plain,)), Pace(rounds=3, budget_s=pace.budget_s))
+    if well.trouble:
+        raise SystemExit(f"ib_write_bw: {well.trouble}")
+    columns = (
+        Column("ib_write_bw, both at once", "perftest", "write", "limit", (("rails", listed[:2]),)),
+        Column("tent.write", "tent two", "write", "ours", DEEP),
+    )
+    case = Case(SLOW_LABEL, params, columns)
+    with shaped(0.1 * 8e-9 * MIB / statistics.median(well.seconds)):
+        question.add(case, compare(found, case, pace))
+
+
+def main() -> None:
+    """Runs the question."""
+    chosen = lineup.options(__doc__ or "", "none").parse_args()
+    listed = rails()
+
+    def measure(found: Arms, question: Question, pace: Pace) -> None:
+        for case in cases(listed):
+            if chosen.only in case.label:
+                unit = "us" if case.params["bytes"] == 8 else "GB/s"
+                question.add(case, compare(found, case, pace), unit)
+        if chosen.only in SLOW_LABEL:
+            one_slow(found, question, pace, listed)
+        measure_faults(found, question, chosen, "tent two")
+
+    one = tent("tent one", "rxe0a", "rxe0b")
+    two = tent("tent two", "rxe0a,rxe1a", "rxe0b,rxe1b")
+    perftest = ArmSpec("perftest", "perftest", ranks=1)
+    lineup.run("rdma", "GB/s", chosen, [perftest, one, two], measure)
+
+
+if __name__ == "__main__":
+    main()

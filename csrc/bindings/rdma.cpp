@@ -1,0 +1,60 @@
+// Stage: api. RDMA links while the control plane shakes hands: our end, the peer's, the greetings
+// that prove the way between them. After that they are added as links of any kind are.
+// Any Python thread.
+#include <cstring>
+#include <stdexcept>
+#include <string>
+
+#include "bindings/bindings.h"
+#include "engine/clock.h"
+
+namespace tent::bindings {
+namespace {
+
+void check(const Status& status) {
+  if (!status.ok()) throw std::runtime_error(status.text);
+}
+
+py::bytes open(Engine& engine, LinkId link, const std::string& device, std::uint8_t port,
+               std::uint8_t gid_index) {
+  RdmaEndpoint endpoint;
+  check(under_lock(engine, false, [&](Held& held) {
+    return held->rdma.open(link, {device, port, gid_index}, endpoint);
+  }));
+  return py::bytes(reinterpret_cast<const char*>(&endpoint), sizeof endpoint);
+}
+
+void join(Engine& engine, LinkId link, const std::string& endpoint, bool dialed) {
+  RdmaEndpoint peer;
+  if (endpoint.size() != sizeof peer) {
+    throw std::runtime_error("the peer's RDMA endpoint has a wrong length: another version?");
+  }
+  std::memcpy(&peer, endpoint.data(), sizeof peer);
+  check(under_lock(engine, false, [&](Held& held) { return held->rdma.join(link, peer, dialed); }));
+}
+
+bool greeted(Engine& engine, LinkId link) {
+  Status why;
+  const bool came = under_lock(engine, false, [&](Held& held) {
+    held->poll(now_ns());
+    return held->rdma.greeted(link, why);
+  });
+  check(why);
+  return came;
+}
+
+void drop(Engine& engine, LinkId link) {
+  under_lock(engine, false, [&](Held& held) { held->rdma.close(link); });
+}
+
+}  // namespace
+
+void bind_rdma(EngineClass& engine) {
+  using py::arg;
+  engine.def("rdma_open", &open, arg("link"), arg("device"), arg("port"), arg("gid_index"))
+      .def("rdma_join", &join, arg("link"), arg("endpoint"), arg("dialed"))
+      .def("rdma_greeted", &greeted, arg("link"))
+      .def("rdma_drop", &drop, arg("link"));
+}
+
+}  // namespace tent::bindings

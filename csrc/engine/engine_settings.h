@@ -1,0 +1,16 @@
+// Stage: engine. What an engine is told when it is made: the core's numbers, and what of the world
+// it may use. A value; any thread.
+#pragma once
+
+#include <string>
+
+#include "core/settings.h"
+
+namespace tent {
+
+struct EngineSettings : CoreSettings {
+  bool rdma = false;         // RDMA rails may come: memory in use is remembered for registering
+  std::string rdma_library;  // the libibverbs to open; "": the system's
+};
+
+}  // namespace tent

@@ -1,0 +1,131 @@
+// Stage: transport. See memory.h.
+#include "transports/rdma/memory.h"
+
+#include <algorithm>
+#include <cerrno>
+
+#include "transports/descriptor.h"
+
+namespace tent {
+namespace {
+
+constexpr int kLookBack = 256;  // ranges looked at, backwards, for one that covers an address
+
+}  // namespace
+
+RdmaMemory::Range* RdmaMemory::around(std::uint64_t begin, std::uint64_t end) {
+  auto at = ranges_.upper_bound(begin);
+  for (int looked = 0; at != ranges_.begin() && looked < kLookBack; ++looked) {
+    --at;
+    if (at->second->end >= end) return at->second.get();
+  }
+  return nullptr;
+}
+
+bool RdmaMemory::covers(std::uint64_t address, std::uint64_t bytes) {
+  return around(address, address + bytes) != nullptr;
+}
+
+void RdmaMemory::hold(const MemoryOwner& owner, const Pieces& ranges) {
+  if (!wanted) return;
+  std::vector<Range*>& held = owners_[owner];
+  for (const Piece& piece : ranges) {
+    if (piece.bytes == 0) continue;
+    // Part of a range that is held already: its registration serves this owner as well.
+    Range* range = around(piece.address, piece.address + piece.bytes);
+    if (range == nullptr) {
+      auto made = std::make_unique<Range>();
+      made->begin = piece.address;
+      made->end = piece.address + piece.bytes;
+      range = ranges_.emplace(piece.address, std::move(made))->second.get();
+    }
+    ++range->owners;
+    held.push_back(range);
+  }
+}
+
+void RdmaMemory::drop(const MemoryOwner& owner) {
+  const auto found = owners_.find(owner);
+  if (found == owners_.end()) return;
+  for (Range* range : found->second) {
+    if (--range->owners != 0) continue;
+    for (auto& [key, registered] : range->pieces) dismiss(registered);
+    auto [at, end] = ranges_.equal_range(range->begin);
+    at = std::find_if(at, end, [&](const auto& entry) { return entry.second.get() == range; });
+    ranges_.erase(at);
+  }
+  owners_.erase(found);
+}
+
+bool RdmaMemory::find(const Verbs& verbs, ibv::Pd* pd, RdmaUse use, std::uint64_t address,
+                      RdmaKey& out) {
+  for (const Latest& latest : latest_) {
+    if (latest.pd == pd && latest.use == use && latest.begin <= address && address < latest.end) {
+      out = {latest.lkey, latest.rkey, latest.end};
+      return true;
+    }
+  }
+  Range* range = around(address, address + 1);
+  if (range == nullptr) return false;
+  const std::uint64_t number = (address - range->begin) / kPieceBytes;
+  const auto known = range->pieces.find({{pd, use}, number});
+  const Registered& found =
+      known != range->pieces.end() ? known->second : enroll(verbs, pd, use, *range, number);
+  if (found.mr == nullptr) return false;
+  out = {found.mr->lkey, found.mr->rkey, found.end};
+  latest_[next_latest_++ % std::size(latest_)] = {pd,        use,      found.begin,
+                                                  found.end, out.lkey, out.rkey};
+  return true;
+}
+
+RdmaMemory::Registered& RdmaMemory::enroll(const Verbs& verbs, ibv::Pd* pd, RdmaUse use,
+                                           Range& range, std::uint64_t number) {
+  Registered& made = range.pieces[{{pd, use}, number}];
+  made.begin = range.begin + number * kPieceBytes;
+  made.end = std::min(range.end, made.begin + kPieceBytes);
+  made.dereg = verbs.dereg_mr;
+  const int rights = use == RdmaUse::Source ? ibv::kRemoteRead : ibv::kLocalWrite;
+  errno = 0;
+  made.mr = verbs.reg_mr(pd, reinterpret_cast<void*>(made.begin), made.end - made.begin, rights);
+  if (made.mr == nullptr) {
+    refused(errno, made.end - made.begin);
+  } else {
+    registered_bytes_ += made.end - made.begin;
+    ++registrations_;
+  }
+  return made;
+}
+
+void RdmaMemory::dismiss(Registered& registered) {
+  if (registered.mr == nullptr) return;
+  for (Latest& latest : latest_) {
+    if (latest.begin == registered.begin && latest.end == registered.end) latest = {};
+  }
+  registered.dereg(registered.mr);
+  registered.mr = nullptr;
+  registered_bytes_ -= registered.end - registered.begin;
+}
+
+void RdmaMemory::leave(const ibv::Pd* pd) {
+  for (auto& [begin, range] : ranges_) {
+    for (auto at = range->pieces.begin(); at != range->pieces.end();) {
+      const bool gone = at->first.first.first == pd;
+      if (gone) dismiss(at->second);
+      at = gone ? range->pieces.erase(at) : std::next(at);
+    }
+  }
+}
+
+void RdmaMemory::refused(int error, std::uint64_t bytes) {
+  if (std::exchange(complained_, true)) return;
+  errno = error;
+  complaint_ = errno_text("memory of " + std::to_string(bytes) +
+                          " bytes cannot be registered for RDMA, and is copied instead");
+  if (error == ENOMEM || error == EAGAIN || error == EPERM) {
+    complaint_ +=
+        "; allow locked memory: `ulimit -l unlimited`, LimitMEMLOCK=infinity for a service, "
+        "--ulimit memlock=-1 for a container";
+  }
+}
+
+}  // namespace tent

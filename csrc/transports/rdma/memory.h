@@ -1,0 +1,94 @@
+// Stage: transport. The memory that RDMA devices may touch: which ranges live long enough to be
+// registered, and the registrations made of them, in pieces and when they are first needed.
+// Engine lock held. Owned by RdmaTransport.
+// What always holds: a range can be registered only while an owner (a running transfer, an open
+// segment, a region) holds it, and the last owner's end drops what was registered of it: a freed
+// page is never named to a device. What may be read by peers may not be written by the device, and
+// the other way round; nothing can be written by peers at all.
+#pragma once
+
+#include <cstdint>
+#include <map>
+#include <memory>
+#include <string>
+#include <unordered_map>
+#include <utility>
+#include <vector>
+
+#include "core/types.h"
+#include "drivers/verbs.h"
+
+namespace tent {
+
+enum class RdmaUse : std::uint8_t { Source = 0, Landing = 1 };  // peers read; our device writes
+
+// Who keeps memory in place: a transfer by its id, a segment or region by its number.
+struct MemoryOwner {
+  enum class Kind : std::uint8_t { Transfer, Segment, Region };
+  Kind kind = Kind::Transfer;
+  std::uint64_t id = 0;
+  auto operator<=>(const MemoryOwner&) const = default;
+};
+
+struct RdmaKey {
+  std::uint32_t lkey = 0, rkey = 0;
+  std::uint64_t end = 0;  // the first address that it does not cover
+};
+
+class RdmaMemory {
+ public:
+  // A large range is registered in pieces of this size: none of them holds up the engine for long.
+  static constexpr std::uint64_t kPieceBytes = 32u << 20;
+
+  bool wanted = true;  // no: RDMA will not be used, and nothing is remembered
+
+  void hold(const MemoryOwner& owner, const Pieces& ranges);
+  void drop(const MemoryOwner& owner);
+  // The keys for `address` with this protection domain. False: nobody holds it, or the device
+  // refuses it.
+  bool find(const Verbs& verbs, ibv::Pd* pd, RdmaUse use, std::uint64_t address, RdmaKey& out);
+  bool covers(std::uint64_t address, std::uint64_t bytes);  // somebody holds all of it
+  // Forgets what was registered with a device that goes away.
+  void leave(const ibv::Pd* pd);
+  // Why the last registration was refused; "" when none was, or it was asked for already.
+  std::string take_complaint() { return std::exchange(complaint_, {}); }
+
+  std::uint64_t registered_bytes() const { return registered_bytes_; }
+  std::uint64_t registrations() const { return registrations_; }  // made, ever
+
+ private:
+  struct Registered {
+    ibv::Mr* mr = nullptr;  // null: the device refused
+    int (*dereg)(ibv::Mr*) = nullptr;
+    std::uint64_t begin = 0, end = 0;
+  };
+  struct Range {
+    std::uint64_t begin = 0, end = 0;
+    std::uint32_t owners = 0;
+    // By protection domain, use and number of the piece.
+    std::map<std::pair<std::pair<ibv::Pd*, RdmaUse>, std::uint64_t>, Registered> pieces;
+  };
+  using Ranges = std::multimap<std::uint64_t, std::unique_ptr<Range>>;  // by begin
+
+  Range* around(std::uint64_t begin, std::uint64_t end);
+  Registered& enroll(const Verbs& verbs, ibv::Pd* pd, RdmaUse use, Range& range,
+                     std::uint64_t number);
+  void dismiss(Registered& registered);
+  void refused(int error, std::uint64_t bytes);
+
+  Ranges ranges_;
+  std::map<MemoryOwner, std::vector<Range*>> owners_;
+  std::string complaint_;
+  bool complained_ = false;
+  std::uint64_t registered_bytes_ = 0, registrations_ = 0;
+  struct Latest {  // the last answers: slices of one transfer ask for the same again and again
+    ibv::Pd* pd = nullptr;
+    RdmaUse use = RdmaUse::Source;
+    std::uint64_t begin = 0, end = 0;
+    std::uint32_t lkey = 0, rkey = 0;
+  };
+  Latest latest_[4];
+  unsigned next_latest_ = 0;
+};
+
+}  // namespace tent

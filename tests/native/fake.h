@@ -1,0 +1,103 @@
+// Stage: tests. The world of the fake libibverbs: devices, queue pairs and the fabric between them,
+// all in one process and under one mutex. See fake_verbs.cpp.
+#pragma once
+
+#include <chrono>
+#include <condition_variable>
+#include <cstdint>
+#include <deque>
+#include <map>
+#include <memory>
+#include <mutex>
+#include <set>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "drivers/verbs_abi.h"
+
+namespace fake {
+
+using namespace tent;
+using Clock = std::chrono::steady_clock;
+using Time = Clock::time_point;
+using Seconds = std::chrono::duration<double>;
+
+inline constexpr int kDevices = 4;
+inline constexpr std::uint32_t kRetryExceeded = 12, kReceiverNotReady = 13, kRemoteAccess = 10,
+                               kLocalProtection = 4;
+
+struct Channel : ibv::CompChannel {
+  int write_fd = -1;
+};
+
+struct Queue : ibv::Cq {
+  std::deque<ibv::Wc> done, held;
+  int device = 0;
+  bool armed = false;
+};
+
+struct Work {
+  ibv::SendWr wr;
+  std::vector<ibv::Sge> sges;
+  std::vector<std::uint8_t> carried;  // inline data
+  std::uint64_t bytes = 0;
+  Time ready;          // when the fabric has carried it
+  Time stuck_since{};  // it could be carried, but nobody takes it
+};
+
+struct Receive {
+  std::uint64_t wr_id;
+  std::vector<ibv::Sge> sges;
+};
+
+struct Pair : ibv::Qp {
+  int device = 0;
+  ibv::QpState now = ibv::kReset;
+  std::uint32_t peer = 0;
+  std::deque<Work> sends;
+  std::deque<Receive> receives;
+};
+
+struct Region : ibv::Mr {
+  int rights = 0;
+};
+
+struct Machine {           // one device; several contexts may have it open
+  double bytes_per_s = 0;  // 0: everything is carried at once
+  double latency_s = 0;
+  Time free_at{};
+  bool cut = false;  // silent loss
+  bool port_up = true;
+  bool hold = false;     // completions are held back
+  bool lingers = false;  // a read that was under way lands just before its flush is told
+  std::uint32_t fail_next = 0;
+  int refuse_errno = 0;  // of registrations above refuse_above bytes
+  std::uint64_t refuse_above = 0;
+};
+
+struct Opened : ibv::Context {
+  int index = 0, event_fd = -1;
+};
+
+struct World {
+  std::mutex mutex;
+  std::condition_variable changed;
+  bool clockwork = false;  // the thread that carries what takes time runs
+  Machine machines[kDevices];
+  std::map<std::uint32_t, Pair*> pairs;
+  std::set<Region*> regions;
+  std::set<Opened*> opened;
+  std::set<Queue*> queues;
+  std::uint32_t next_number = 17;
+  double retry_s = 0.1;
+  std::uint64_t registrations = 0;
+};
+
+World& world();
+bool carry(World& w, Pair& pair);  // what can be carried of its sends; true when anything was
+void carry_all(World& w);
+void flush(World& w, Pair& pair);
+void complete(World& w, Queue* queue, const ibv::Wc& wc);
+
+}  // namespace fake

@@ -1,0 +1,1 @@
+"""Tests that need RDMA devices: `make test-rdma` runs them in a virtual machine that has some."""

@@ -1,0 +1,73 @@
+"""Stage: tests, in the virtual machine. What happens to a rail: cut, lost packets, less speed.
+
+Rail N is the veth pair railNa and railNb; each end has its verbs device rxeNa and rxeNb. Packets
+leave through the end's own interface, so what is done to railNa hits what rxeNa sends. What always
+holds: `heal_all` undoes everything, and returns when the ports are active again.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import time
+from pathlib import Path
+
+RAILS = int(os.environ.get("RDMA_VM_RAILS", "0"))
+ENDS = [f"rail{number}{side}" for number in range(RAILS) for side in "ab"]
+HEAL_S = 10.0
+
+
+_touched: set[str] = set()
+
+
+def cut(end: str) -> None:
+    """The interface goes down, and with it the carrier of the other end."""
+    _touched.add(end)
+    _run("ip", "link", "set", end, "down")
+
+
+def disturb(end: str, *netem: str) -> None:
+    """What the end sends is lost, delayed or reordered: netem's words, as in "loss 100%"."""
+    _touched.add(end)
+    _run("tc", "qdisc", "replace", "dev", end, "root", "netem", *netem)
+
+
+def shape(end: str, rate: str) -> None:
+    """What the end sends is held to a rate, as in "10mbit"."""
+    _touched.add(end)
+    words = ("rate", rate, "burst", "32kb", "latency", "400ms")
+    _run("tc", "qdisc", "replace", "dev", end, "root", "tbf", *words)
+
+
+def heal(end: str) -> None:
+    """Ends what was done to one end."""
+    subprocess.run(["tc", "qdisc", "del", "dev", end, "root"], capture_output=True)
+    _run("ip", "link", "set", end, "up")
+
+
+def heal_all() -> None:
+    """Ends what was done to any, and waits until every port is active."""
+    for end in sorted(_touched):
+        heal(end)
+    _touched.clear()
+    deadline = time.monotonic() + HEAL_S
+    while not all(active(end) for end in ENDS):
+        assert time.monotonic() < deadline, "a port did not come back"
+        time.sleep(0.02)
+
+
+def active(end: str) -> bool:
+    """Whether the verbs device of an end says that its port is active."""
+    device = end.replace("rail", "rxe")
+    state = Path(f"/sys/class/infiniband/{device}/ports/1/state").read_text()
+    return state.strip().endswith(": ACTIVE")
+
+
+def sent_bytes(end: str) -> int:
+    """What has left through an end."""
+    return int(Path(f"/sys/class/net/{end}/statistics/tx_bytes").read_text())
+
+
+def _run(*words: str) -> None:
+    done = subprocess.run(words, capture_output=True, text=True)
+    assert done.returncode == 0, f"{' '.join(words)}: {done.stderr.strip()}"

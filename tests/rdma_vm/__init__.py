@@ -1,0 +1,1 @@
+"""A virtual machine with real verbs devices (soft-RoCE): `python -m tests.rdma_vm`."""
