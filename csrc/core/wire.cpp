@@ -22,6 +22,7 @@ class Writer {
     put(std::uint32_t(bytes.size()));
     body_.insert(body_.end(), bytes.begin(), bytes.end());
   }
+  void reserve(std::size_t bytes) { body_.reserve(bytes); }
   // Room for `bytes` more, to be written before anything else is put.
   std::uint8_t* extend(std::size_t bytes) {
     body_.resize(body_.size() + bytes);
