@@ -52,17 +52,12 @@ def rails() -> list[dict[str, Any]]:
     return listed
 
 
-def tent(name: str, side_a: str, side_b: str) -> ArmSpec:
-    """An engine pair whose ends have their own side of the rails only. TCP carries what is said."""
-    env = (
-        ("TENT_TRANSPORTS", "rdma,tcp"),
-        ("TENT_SECRET", "benchmark"),
-        ("TENT_RAILS", "127.0.0.1"),
-        ("PYTHONPATH", str(lineup.ROOT)),
-    )
-    # Each end is started with `env` before it, so that it sees the devices of its side alone.
-    sides = tuple(("env", f"TENT_RDMA_DEVICES={devices}") for devices in (side_a, side_b))
-    return ArmSpec(name, "tent", env=env, prefix=sides, start_s=300.0)
+def tent(name: str, listed: list[dict[str, Any]]) -> ArmSpec:
+    """An engine pair on some rails."""
+    pairs = [(rail["client"], rail["server"]) for rail in listed]
+    options = (("rails", pairs),)
+    env = (("PYTHONPATH", str(lineup.ROOT)),)
+    return ArmSpec(name, "tent_rdma", env=env, options=options, start_s=180.0)
 
 
 def cases(listed: list[dict[str, Any]]) -> list[Case]:
@@ -70,7 +65,7 @@ def cases(listed: list[dict[str, Any]]) -> list[Case]:
     one, two = [("rails", listed[:1])], [("rails", listed[:2])]
     found = []
     for size in (MIB, 64 * KIB):
-        params = {"bytes": size, "pages": "4k", "require": "rdma"}
+        params = {"bytes": size, "pages": "4k"}
         for op in ("write", "read"):
             label = f"one rail, {op} {size_name(size)}"
             columns = (
@@ -88,7 +83,7 @@ def cases(listed: list[dict[str, Any]]) -> list[Case]:
         Column("tent.write", "tent one", "write", "ours"),
         Column("tent.send and recv", "tent one", "message_pingpong", "ours"),
     )
-    found.append(Case("8 bytes", {"bytes": 8, "pages": "4k", "require": "rdma"}, small))
+    found.append(Case("8 bytes", {"bytes": 8, "pages": "4k"}, small))
     return found
 
 
@@ -106,7 +101,7 @@ def shaped(gbit: float) -> Iterator[None]:
 
 def one_slow(found: Arms, question: Question, pace: Pace, listed: list[dict[str, Any]]) -> None:
     """One of two rails at a tenth of what verbs alone reach on it; the limit is what is left."""
-    params = {"bytes": MIB, "pages": "4k", "require": "rdma"}
+    params = {"bytes": MIB, "pages": "4k"}
     plain = Column("ib_write_bw", "perftest", "write", "limit", (("rails", listed[:1]),))
     [well] = compare(found, Case("", params, (plain,)), Pace(rounds=3, budget_s=pace.budget_s))
     if well.trouble:
@@ -134,8 +129,7 @@ def main() -> None:
             one_slow(found, question, pace, listed)
         measure_faults(found, question, chosen, "tent two")
 
-    one = tent("tent one", "rxe0a", "rxe0b")
-    two = tent("tent two", "rxe0a,rxe1a", "rxe0b,rxe1b")
+    one, two = tent("tent one", listed[:1]), tent("tent two", listed[:2])
     perftest = ArmSpec("perftest", "perftest", ranks=1)
     lineup.run("rdma", "GB/s", chosen, [perftest, one, two], measure)
 

@@ -65,7 +65,7 @@ def _one(
 ) -> tuple[Window, list[Any], list[float]]:
     """One run: what it says; each slice's time, bytes and rail; and when the steps were done."""
     arm = found.running[name]
-    params = {"bytes": 8 * MIB, "seconds": seconds, "pages": "4k", "require": "rdma"}
+    params = {"bytes": 8 * MIB, "seconds": seconds, "pages": "4k"}
     script = Script(fault, act)
     try:
         arm.call("prepare", fault.name, "flow", params)

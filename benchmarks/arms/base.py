@@ -98,6 +98,23 @@ class Steps(Probe):
             self._close()
 
 
+def keep_going(probe: Steps, depth: int) -> None:
+    """Makes its runs keep `depth` transfers on the way, waiting for the oldest."""
+
+    def run(times: int) -> dict[str, Any]:
+        going = []
+        start = time.monotonic()
+        for _ in range(times):
+            if len(going) == depth:
+                going.pop(0).wait()
+            going.append(probe.begin())
+        for transfer in going:
+            transfer.wait()
+        return {"begin": start, "end": time.monotonic()}
+
+    probe.run = run  # type: ignore[method-assign]
+
+
 class Idle(Probe):
     """The place of a player that has no part in this one, beyond its memory."""
 

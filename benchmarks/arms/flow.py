@@ -59,3 +59,37 @@ class Flow(Probe):
     def close(self) -> None:
         """As the probe that it runs."""
         self.one.close()
+
+
+class TracedFlow(Flow):
+    """Two transfers on the way at any time; bytes count when their slice was acknowledged.
+
+    `native`: the engine of csrc, which keeps a trace of its slices.
+    """
+
+    def __init__(self, arm: Any, one: Probe, case: dict[str, Any], native: Any) -> None:
+        super().__init__(arm, one, case)
+        self.native = native
+
+    def run(self, times: int) -> dict[str, Any]:
+        """As of every flow; the rail is the slice's."""
+        self.native.trace(True)
+        self.native.take_trace()
+        slices: list[Any] = []
+        error = ""
+        begin = time.monotonic()
+        going = []
+        try:
+            while time.monotonic() < begin + self.case["seconds"]:
+                going.append(self.one.begin())  # type: ignore[attr-defined]
+                if len(going) == 2:
+                    going.pop(0).wait()
+                slices += self.native.take_trace()
+            for transfer in going:
+                transfer.wait()
+        except Exception as why:
+            error = f"{type(why).__name__}: {why}"[:200]
+        slices += self.native.take_trace()
+        self.native.trace(False)
+        acked = sorted((entry[6], entry[4], entry[2]) for entry in slices if entry[7])
+        return self.report(begin, [(at * 1e-9, size, rail) for at, size, rail in acked], error)

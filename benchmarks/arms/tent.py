@@ -6,7 +6,6 @@ a store, and one-sided operations only tickets.
 
 from __future__ import annotations
 
-import time
 from typing import Any
 
 import numpy as np
@@ -15,9 +14,9 @@ import torch.distributed as dist
 
 import torch_tent as tent
 
-from .base import Idle, Probe, Steps, Wakes
+from .base import Idle, Probe, Steps, Wakes, keep_going
 from .distributed import DistributedOps, ping_pong
-from .flow import Flow
+from .flow import TracedFlow
 from .mixed import Mixed
 from .tent_blocks import BlockOps
 
@@ -129,7 +128,7 @@ class TentArm(BlockOps, DistributedOps):
 
     def offer_flow(self, case: dict[str, Any]) -> Probe:
         """Writes, two at a time, with the slice trace."""
-        return TracedFlow(self, self._one_sided(case, write=True), case)
+        return TracedFlow(self, self._one_sided(case, write=True), case, tent.engine().native)
 
     def offer_mixed(self, case: dict[str, Any]) -> Probe:
         """Writes: the small ones in the foreground, the large ones in the background."""
@@ -199,51 +198,6 @@ class TentArm(BlockOps, DistributedOps):
         """Leaves the group, if there is one."""
         if dist.is_initialized():
             dist.destroy_process_group()
-
-
-def keep_going(probe: Steps, depth: int) -> None:
-    """Makes its runs keep `depth` transfers on the way, waiting for the oldest."""
-
-    def run(times: int) -> dict[str, Any]:
-        going = []
-        start = time.monotonic()
-        for _ in range(times):
-            if len(going) == depth:
-                going.pop(0).wait()
-            going.append(probe.begin())
-        for transfer in going:
-            transfer.wait()
-        return {"begin": start, "end": time.monotonic()}
-
-    probe.run = run  # type: ignore[method-assign]
-
-
-class TracedFlow(Flow):
-    """Two writes on the way at any time; bytes count when their slice was acknowledged."""
-
-    def run(self, times: int) -> dict[str, Any]:
-        """As of every flow; the rail is the slice's."""
-        native = tent.engine().native
-        native.trace(True)
-        native.take_trace()
-        slices: list[Any] = []
-        error = ""
-        begin = time.monotonic()
-        going = []
-        try:
-            while time.monotonic() < begin + self.case["seconds"]:
-                going.append(self.one.begin())  # type: ignore[attr-defined]
-                if len(going) == 2:
-                    going.pop(0).wait()
-                slices += native.take_trace()
-            for transfer in going:
-                transfer.wait()
-        except tent.TentError as why:
-            error = f"{type(why).__name__}: {why}"[:200]
-        slices += native.take_trace()
-        native.trace(False)
-        acked = sorted((entry[6], entry[4], entry[2]) for entry in slices if entry[7])
-        return self.report(begin, [(at * 1e-9, size, rail) for at, size, rail in acked], error)
 
 
 ARM = TentArm

@@ -54,8 +54,8 @@ def test_the_command_tells_which_port_reaches_which(capsys: pytest.CaptureFixtur
     good, bad = line.split("does not reach")
     assert "rxe0b:1 (" in good
     assert "path MTU 4096" in good
-    assert "rxe1a:1 (its address is not resolved" in bad  # Another network.
-    assert "rxe1b:1 (its address is not resolved" in bad
+    assert "rxe1a:1 (the far end: its address is not resolved" in bad  # Another network.
+    assert "rxe1b:1 (the far end: its address is not resolved" in bad
     assert "ok   RDMA fabric: verbs work where they should" in shown
 
 

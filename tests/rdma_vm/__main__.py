@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import re
+import signal
 import sys
 import time
 from pathlib import Path
@@ -100,4 +101,6 @@ def _variable(text: str) -> tuple[str, str]:
 
 
 if __name__ == "__main__":
+    # Ended from outside, it still ends the guest and takes its folder away.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     sys.exit(main(sys.argv[1:]))
