@@ -9,12 +9,13 @@ from dataclasses import dataclass
 from hypothesis import assume, example, given, settings
 from hypothesis import strategies as st
 
-from torch_tent._simulator import BACKGROUND_SHARE, Scheduler, worth_taking
+from torch_tent._simulator import BACKGROUND_SHARE, Scheduler, worth_doubling, worth_taking
 
 FOREGROUND, BACKGROUND = 0, 1
 NEVER = 2**63 - 1
 ALL_RAILS = 255
 KIB = 1 << 10
+MS = 1_000_000
 
 
 def always(link: int, flow: int) -> bool:
@@ -230,3 +231,55 @@ def test_a_flow_that_was_removed_is_not_served() -> None:
     scheduler.set_left(2, 0)
     assert not scheduler.any_left
     assert scheduler.next(0, [link], always) == 0
+
+
+def test_the_background_takes_little_at_a_time_while_something_urgent_was_there_lately() -> None:
+    scheduler, least = Scheduler(), 16 * KIB
+    link = (7, 2, 1.0, 0, 0, 512 * KIB)  # half a millisecond of its work
+    assert scheduler.slice_bytes(link, BACKGROUND, least, 5 * MS) == 512 * KIB
+    scheduler.add(1, 1000, FOREGROUND, NEVER, ALL_RAILS)
+    assert scheduler.next(0, [link], always, 5 * MS) == 1
+    scheduler.remove(1)
+    scheduler.add(2, 64 << 20, BACKGROUND, NEVER, ALL_RAILS)
+    assert scheduler.next(0, [link], always, 6 * MS) == 2  # it does not stop
+    assert scheduler.slice_bytes(link, FOREGROUND, least, 6 * MS) == 512 * KIB
+    little = scheduler.slice_bytes(link, BACKGROUND, least, 6 * MS)
+    assert least <= little <= 128 * KIB
+    slow = (7, 2, 0.01, 0, 0, least)
+    assert scheduler.slice_bytes(slow, BACKGROUND, least, 6 * MS) == least
+    assert scheduler.slice_bytes(link, BACKGROUND, least, 500 * MS) == 512 * KIB
+
+
+def test_the_background_queues_less_while_something_urgent_was_there_lately() -> None:
+    def takes(in_flight: int, urgent: bool) -> bool:
+        scheduler = Scheduler()
+        link = (7, 2, 1.0, 10_000, in_flight, 64 * KIB)
+        scheduler.add(1, 1000, FOREGROUND, NEVER, ALL_RAILS)
+        assert not urgent or scheduler.next(0, [link], always, 0) == 1
+        scheduler.remove(1)
+        scheduler.add(2, 64 << 20, BACKGROUND, NEVER, ALL_RAILS)
+        return scheduler.next(0, [link], always, 1 * MS) == 2
+
+    assert takes(200_000, urgent=False)
+    assert not takes(300_000, urgent=False)
+    assert takes(100_000, urgent=True)
+    assert not takes(200_000, urgent=True)
+
+
+def test_a_late_slice_is_doubled_where_it_comes_much_sooner() -> None:
+    idle, slow = (1, 2, 0.125, 100_000, 0, 16 * KIB), (2, 2, 0.0125, 100_000, 64 * KIB, 16 * KIB)
+    assert worth_doubling(idle, 16 * KIB, slow, 64 * KIB)  # 0.2 ms against 5.3 ms
+    assert not worth_doubling(slow, 16 * KIB, idle, 64 * KIB)
+    assert not worth_doubling(idle, 16 * KIB, idle, 32 * KIB)  # nearly as soon by itself
+    busy = (1, 2, 0.125, 100_000, 512 * KIB, 16 * KIB)
+    assert not worth_doubling(busy, 16 * KIB, slow, 64 * KIB)
+
+
+@given(rails(least=2), sizes, sizes)
+def test_two_rails_never_double_for_each_other(used: list[Rail], a: int, b: int) -> None:
+    first, second = used[0], used[1]
+    first.in_flight, second.in_flight = a, b
+    size = 16 * KIB
+    to_first = worth_doubling(first.view(), size, second.view(), second.in_flight)
+    to_second = worth_doubling(second.view(), size, first.view(), first.in_flight)
+    assert not (to_first and to_second)

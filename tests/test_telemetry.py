@@ -55,6 +55,7 @@ COUNTED: dict[str, Any] = {
         "retries": 3,
         "fences": 1,
         "suspects": 1,
+        "twins": 4,
     },
     "rails": [RAIL],
     "latency": {"send": {"count": 3, "sum_s": 0.5, "buckets": [(2e-6, 1), (3e-6, 1), (100.0, 1)]}},

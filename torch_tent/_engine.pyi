@@ -173,7 +173,7 @@ class _Eyes:
     def stats(self) -> dict[str, Any]:
         """Counters since the engine began, as plain values:
 
-        transfers: done, failed, outstanding, retries, fences, suspects
+        transfers: done, failed, outstanding, retries, fences, suspects, twins
         rails: a list, one entry per rail and peer: peer, rail, kind, up, bytes_sent,
             bytes_received, slices_sent, slices_received, retries, fences, links_made, links_lost,
             rate_bytes_per_s, base_latency_s, in_flight_bytes, window_bytes (the last four are 0

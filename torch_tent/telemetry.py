@@ -123,6 +123,7 @@ _TRANSFER_COUNTERS = {
     "retries": "Slices that were sent again",
     "fences": "Links that were fenced",
     "suspects": "Times that a rail was suspected",
+    "twins": "Slices that were late on a rail and also went over another one",
 }
 
 

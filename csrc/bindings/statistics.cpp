@@ -45,6 +45,7 @@ py::dict transfers_of(const NodeStats& node) {
   out["retries"] = node.retries;
   out["fences"] = node.fences;
   out["suspects"] = node.suspects;
+  out["twins"] = node.twins;
   return out;
 }
 

@@ -12,12 +12,24 @@
 
 namespace tent {
 
+// A slice may be on two links at once: at the end of a flow its last slices also go to links that
+// have nothing better to do. Each of the two then knows of the other.
+enum class Twin : std::uint8_t {
+  None,
+  InFlight,  // the other one may arrive as well: should this one get lost, nothing is lost
+  Arrived,   // the other one was acknowledged
+  Lost       // the other one went down with its link; there is no third before that is fenced
+};
+constexpr bool is_alone(Twin twin) { return twin == Twin::None || twin == Twin::Lost; }
+
 struct Unacked {  // a frame on its way
   std::uint64_t sequence = 0;
   FrameKind kind = FrameKind::Ping;
   std::uint64_t cost = 0;     // bytes on the link
   TransferId flow = 0;        // Slice
   SliceSpan span;             // Slice
+  Twin twin = Twin::None;     // Slice
+  bool counted = false;       // Slice: the report says that it went this way
   std::uint64_t control = 0;  // Control
   PostStamp stamp;
 };
@@ -53,6 +65,7 @@ class Link {
     return true;
   }
   const std::deque<Unacked>& unacked() const { return unacked_; }
+  std::deque<Unacked>& unacked() { return unacked_; }
   std::deque<Unacked> take_unacked();
   TimeNs due() const { return unacked_.empty() ? kNever : unacked_.front().stamp.due; }
 

@@ -29,7 +29,8 @@ std::deque<Unacked> LinkSet::remove(LinkId id) {
   links_.erase(found);
   auto& waiting = fencing_[id];
   for (const Unacked& frame : lost) {
-    if (frame.kind == FrameKind::Slice) waiting.push_back({frame.flow, frame.span});
+    const bool alone = frame.kind == FrameKind::Slice && is_alone(frame.twin);
+    if (alone) waiting.push_back({frame.flow, frame.span});
   }
   return lost;
 }

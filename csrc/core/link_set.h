@@ -28,7 +28,8 @@ class LinkSet {
   const std::map<LinkId, std::unique_ptr<Link>>& all() const { return links_; }
   // False when the peer has fenced the link already.
   bool add(LinkId link, const LinkInfo& info, TimeNs now);
-  // Takes the link away and returns what was in flight on it; its slices wait for the fence.
+  // Takes the link away and returns what was in flight on it; its slices wait for the fence, but
+  // those that have a twin on another link.
   std::deque<Unacked> remove(LinkId link);
   // The fence holds: gives out the slices that may be sent again.
   std::vector<LostSlice> fenced(LinkId link);

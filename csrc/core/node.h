@@ -45,6 +45,7 @@ struct Report {  // what became of a transfer; Outbox::done hands it out exactly
   TimeNs started = 0, ended = 0;
   std::vector<RailShare> rails;
   std::uint32_t retries = 0;  // slices that were sent again
+  std::uint32_t twins = 0;    // slices that also went over a second link, because they were late
   std::uint32_t fences = 0;   // links fenced while this transfer had slices on them
   std::string path;           // why this path and not a faster one
 };
@@ -107,6 +108,7 @@ struct LinkStats {
 
 struct NodeStats {
   std::uint64_t transfers_done = 0, transfers_failed = 0, fences = 0, retries = 0, suspects = 0;
+  std::uint64_t twins = 0;                    // slices that also went over a second link
   std::uint64_t outstanding = 0;              // transfers that have not ended
   std::uint64_t flows_in = 0, flows_out = 0;  // flows that are open on our side
   std::vector<LinkStats> links;

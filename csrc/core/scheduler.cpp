@@ -8,6 +8,8 @@ namespace tent {
 
 namespace {
 
+constexpr TimeNs kGain = 500 * kMicrosecond;  // a copy that comes so little sooner is not worth it
+
 // When a link would be free for more work, as seen by the receiver.
 double free_at(const LinkView& link) {
   return double(link.in_flight) / link.rate + double(link.base_latency) + double(link.cost);
@@ -48,6 +50,13 @@ bool worth_taking(const LinkView& mine, std::span<const LinkView> links, std::ui
          free_at(mine) + take / mine.rate <= drained_at(others, double(left));
 }
 
+bool worth_doubling(const LinkView& mine, std::uint64_t bytes, const LinkView& other,
+                    std::uint64_t ahead) {
+  const double end = free_at(mine) + double(bytes) / mine.rate;
+  const double wait = double(ahead) / other.rate + double(other.base_latency) + double(other.cost);
+  return wait - end > std::max(double(kGain), end);
+}
+
 void Scheduler::add(const FlowView& flow) {
   flows_.push_back({flow, next_turn_++});
   total_left_ += flow.left;
@@ -72,17 +81,26 @@ void Scheduler::set_left(TransferId flow, std::uint64_t left) {
 }
 
 TransferId Scheduler::next(const LinkView& mine, std::span<const LinkView> links,
-                           const std::function<bool(LinkId, TransferId)>& may) {
+                           const std::function<bool(LinkId, TransferId)>& may, TimeNs now) {
   const bool background_due = since_background_ + 1 >= kBackgroundShare;
   const Priority first = background_due ? Priority::Background : Priority::Foreground;
   const Priority second = background_due ? Priority::Foreground : Priority::Background;
-  const double queue = double(kBackgroundQueue + mine.base_latency);
+  const TimeNs behind = urgent_lately(now) ? kUrgentQueue : kBackgroundQueue;
+  const double queue = double(behind + mine.base_latency);
   const bool short_queue = double(mine.in_flight) <= mine.rate * queue;
   TransferId flow = choose(mine, links, first, may);
   if (flow == 0 && (second == Priority::Foreground || short_queue)) {
     flow = choose(mine, links, second, may);
   }
+  if (flow != 0 && since_background_ != 0) urgent_at_ = now;
   return flow;
+}
+
+std::uint64_t Scheduler::slice_bytes(const LinkView& mine, Priority priority, std::uint64_t least,
+                                     TimeNs now) const {
+  if (priority == Priority::Foreground || !urgent_lately(now)) return mine.slice_bytes;
+  const auto little = std::uint64_t(mine.rate * double(kUrgentQueue));
+  return std::min(mine.slice_bytes, std::max(least, little));
 }
 
 TransferId Scheduler::choose(const LinkView& mine, std::span<const LinkView> links,

@@ -33,6 +33,12 @@ struct FlowView {
 // Whether `mine` would finish one more slice before the other links had drained `left` bytes.
 bool worth_taking(const LinkView& mine, std::span<const LinkView> links, std::uint64_t left);
 
+// Whether `mine`, which has nothing else to do, should also carry a slice of `bytes` that is in
+// flight on `other`, where it ends `ahead` bytes, rather than wait for it: only where that is much
+// sooner, because an estimate may be wrong, and a copy in vain costs the rail.
+bool worth_doubling(const LinkView& mine, std::uint64_t bytes, const LinkView& other,
+                    std::uint64_t ahead);
+
 class Scheduler {
  public:
   // Of every kBackgroundShare slices, one is for the background when it has any.
@@ -40,6 +46,10 @@ class Scheduler {
   // Beyond that share a link takes background slices only while no more than this much work is in
   // flight on it: what is urgent later waits behind all of it.
   static constexpr TimeNs kBackgroundQueue = 250 * kMicrosecond;
+  // For so long after the last urgent bytes others are likely to follow. Meanwhile the background
+  // queues and takes no more than kUrgentQueue of work at a time.
+  static constexpr TimeNs kUrgentKept = 100 * kMillisecond;
+  static constexpr TimeNs kUrgentQueue = 100 * kMicrosecond;
 
   void add(const FlowView& flow);
   void remove(TransferId flow);
@@ -49,7 +59,12 @@ class Scheduler {
 
   // The flow that `mine` should serve now, or 0. `may` tells whether the link can carry the flow.
   TransferId next(const LinkView& mine, std::span<const LinkView> links,
-                  const std::function<bool(LinkId, TransferId)>& may);
+                  const std::function<bool(LinkId, TransferId)>& may, TimeNs now);
+  // Urgent bytes went another way: inside a message.
+  void urgent(TimeNs now) { urgent_at_ = now; }
+  // How many bytes the link's next slice of a flow should have; at least `least`.
+  std::uint64_t slice_bytes(const LinkView& mine, Priority priority, std::uint64_t least,
+                            TimeNs now) const;
 
  private:
   struct Entry {
@@ -59,11 +74,13 @@ class Scheduler {
   TransferId choose(const LinkView& mine, std::span<const LinkView> links, Priority priority,
                     const std::function<bool(LinkId, TransferId)>& may);
   void reorder(std::size_t index);
+  bool urgent_lately(TimeNs now) const { return now - urgent_at_ < kUrgentKept; }
 
   std::vector<Entry> flows_;  // ordered by (priority, deadline, turn)
   std::uint64_t next_turn_ = 1;
   std::uint64_t total_left_ = 0;
   std::uint32_t since_background_ = 0;
+  TimeNs urgent_at_ = -kUrgentKept;  // when foreground bytes were last sent
 };
 
 }  // namespace tent

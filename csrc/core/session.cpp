@@ -69,6 +69,7 @@ Transfer* Session::transfer_of(TransferId flow) {
 void Session::link_down(LinkId id, TimeNs now) {
   if (links_.find(id) == nullptr) return;
   std::vector<TransferId> flows;
+  for (const Unacked& frame : links_.find(id)->unacked()) twin_lost(*links_.find(id), frame);
   const std::string rail = links_.find(id)->info().rail;
   for (const Unacked& frame : links_.remove(id)) {
     if (frame.kind == FrameKind::Control) {
@@ -76,7 +77,7 @@ void Session::link_down(LinkId id, TimeNs now) {
       Transfer* transfer = entry ? transfer_of(entry->flow) : nullptr;
       if (transfer != nullptr) transfer->uncount(rail, transfer->report.bytes);
     }
-    if (frame.kind != FrameKind::Slice) continue;
+    if (frame.kind != FrameKind::Slice || !is_alone(frame.twin)) continue;
     host_.outbox.traced(
         {frame.flow, id, frame.span.offset, frame.span.bytes, frame.stamp.posted, now, false});
     Transfer* transfer = transfer_of(frame.flow);
@@ -233,6 +234,8 @@ void Session::on_acked(Link& link, const Unacked& frame, TimeNs now) {
   }
   if (frame.kind != FrameKind::Slice) return;
   link.stats.bytes_sent += frame.span.bytes;
+  if (frame.twin == Twin::Arrived) return;  // its bytes came before, another way
+  if (frame.twin == Twin::InFlight) twin_arrived(link, frame);
   host_.outbox.traced(
       {frame.flow, link.id(), frame.span.offset, frame.span.bytes, frame.stamp.posted, now, true});
 }
@@ -243,6 +246,7 @@ void Session::flush(TimeNs now) {
   if (links_.empty()) return;
   post_control(now);
   if (dialogue_.out.scheduler().any_left()) post_slices(now);
+  if (!dialogue_.out.scheduler().any_left()) post_twins(now);
   post_acks(now);
 }
 
@@ -270,6 +274,7 @@ void Session::post_control(TimeNs now) {
     Link& link = *links_.quickest();
     if (Transfer* transfer = transfer_of(entry->flow)) {
       transfer->count(link.info().rail, transfer->report.bytes);
+      if (transfer->request.priority == Priority::Foreground) dialogue_.out.scheduler().urgent(now);
     }
     post(link, std::move(frame), unacked, now);
   }
@@ -295,16 +300,19 @@ void Session::post_slices(TimeNs now) {
     for (LinkView& view : views) {
       Link& link = *links_.find(view.link);
       if (!link.estimate().has_room()) continue;
-      const TransferId flow = scheduler.next(view, views, may);
+      const TransferId flow = scheduler.next(view, views, may, now);
       if (flow == 0) continue;
-      post_slice(link, *dialogue_.out.find(flow), now);
+      Outbound& outbound = *dialogue_.out.find(flow);
+      const std::uint64_t wanted =
+          scheduler.slice_bytes(view, outbound.view.priority, host_.settings.slice_bytes_min, now);
+      post_slice(link, outbound, dialogue_.out.cut(outbound, wanted), Twin::None, now);
       view = link.view();
       moved = true;
     }
   }
 }
 
-void Session::post_slice(Link& link, Outbound& outbound, TimeNs now) {
+void Session::post_slice(Link& link, Outbound& outbound, SliceSpan span, Twin twin, TimeNs now) {
   auto& opened = outbound.opened;
   if (outbound.opening && std::find(opened.begin(), opened.end(), link.id()) == opened.end()) {
     opened.push_back(link.id());
@@ -317,7 +325,9 @@ void Session::post_slice(Link& link, Outbound& outbound, TimeNs now) {
   Frame frame;
   Unacked unacked;
   unacked.flow = outbound.flow;
-  unacked.span = dialogue_.out.cut(outbound, link.estimate().slice_bytes());
+  unacked.span = span;
+  unacked.twin = twin;
+  unacked.counted = true;
   frame.header.kind = FrameKind::Slice;
   frame.header.flow = outbound.flow;
   frame.header.offset = unacked.span.offset;

@@ -64,7 +64,17 @@ class Session final : private Carrier {
   void post(Link& link, Frame frame, Unacked unacked, TimeNs now);
   void post_control(TimeNs now);
   void post_slices(TimeNs now);
-  void post_slice(Link& link, Outbound& outbound, TimeNs now);
+  void post_slice(Link& link, Outbound& outbound, SliceSpan span, Twin twin, TimeNs now);
+  void post_twins(TimeNs now);
+  bool post_twin(Link& link, TimeNs now);
+  // The other one of a slice that is on two links, and its link.
+  struct Other {
+    Link* link = nullptr;
+    Unacked* frame = nullptr;
+  };
+  Other twin_of(const Link& link, const Unacked& frame);
+  void twin_arrived(Link& link, const Unacked& frame);  // `frame` did: the other one is in vain
+  void twin_lost(const Link& link, const Unacked& frame);
   void post_acks(TimeNs now);
   bool may_carry(LinkId link, TransferId flow);
   void probe(TimeNs now);

@@ -67,8 +67,9 @@ class Engine {
   };
 
   explicit Engine(const EngineSettings& settings);
-  bool wait_ready(Waitable& what, TimeNs until);
-  bool drive(Waitable& what, TimeNs until, TimeNs spin);
+  enum class Drove : std::uint8_t { Ended, GaveUp, Lost, Listens };
+  bool wait_ready(Waitable& what, TimeNs until, bool urgent);
+  Drove drive(Wheel::Turn turn, Waitable& what, TimeNs until, TimeNs spin);
   void listen(Waitable& what);
   void await_readers(SegmentId segment);
   void linger();

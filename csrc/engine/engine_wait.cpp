@@ -23,7 +23,7 @@ constexpr int kYieldRounds = 4;
 bool Engine::wait(Operation& operation, TimeNs until) {
   if (!operation.ready()) {
     if (forked()) check();
-    if (!wait_ready(operation, until)) return false;
+    if (!wait_ready(operation, until, operation.urgent)) return false;
   }
   operation.waited_for.store(true, std::memory_order_relaxed);
   return true;
@@ -39,7 +39,7 @@ bool Engine::wait_notification(SegmentId segment, TimeNs until) {
       if (!found->notes.empty()) return true;
       bell = held->bells.of(segment);
     }
-    if (!wait_ready(*bell, until)) return false;
+    if (!wait_ready(*bell, until, true)) return false;
   }
 }
 
@@ -78,21 +78,20 @@ void Engine::await_readers(SegmentId segment) {
   }
 }
 
-bool Engine::wait_ready(Waitable& what, TimeNs until) {
+bool Engine::wait_ready(Waitable& what, TimeNs until, bool urgent) {
   TimeNs spin = kSpin;
   while (!what.ready()) {
-    const bool drove = wheel_.take();
-    if (drove && drive(what, until, spin)) {
+    const Wheel::Turn turn = wheel_.take(urgent);
+    const Drove drove = turn == 0 ? Drove::Lost : drive(turn, what, until, spin);
+    if (drove == Drove::Listens) {
       listen(what);
       spin = 0;  // it was not for this that it was woken, unless something moves now
-    } else if (what.ready()) {
-      break;
-    } else if (now_ns() >= until) {
-      return false;
-    } else {
-      wheel_.sleep(what, until, !drove);
-      spin = kSpin;
+      continue;
     }
+    if (what.ready()) break;
+    if (now_ns() >= until) return false;
+    wheel_.sleep(what, until, drove == Drove::Lost);
+    spin = kSpin;
   }
   return true;
 }
@@ -106,11 +105,10 @@ void Engine::listen(Waitable& what) {
   if (what.ready()) progress_.take_over(true);
 }
 
-// True when it gave up spinning and is to listen.
-bool Engine::drive(Waitable& what, TimeNs until, TimeNs spin) {
+Engine::Drove Engine::drive(Wheel::Turn turn, Waitable& what, TimeNs until, TimeNs spin) {
   TimeNs now = now_ns(), moved_at = now - kSpin + spin;
   bool ended = false, quiet = false, listens = false;
-  for (int round = 0; !ended && !quiet; ++round) {
+  for (int round = 0; !ended && !quiet && wheel_.holds(turn); ++round) {
     // What this waits for may end under another thread's lock; the bells need ours even then.
     const bool locked = lock_.try_lock();
     if (locked || what.ready()) {
@@ -131,8 +129,10 @@ bool Engine::drive(Waitable& what, TimeNs until, TimeNs spin) {
     if (now - moved_at > kAlone && round % kYieldRounds == 0) sched_yield();
     cpu_relax();
   }
-  wheel_.leave(now, ended);
-  return listens;
+  const bool kept = wheel_.holds(turn);
+  wheel_.leave(turn, now, ended);
+  if (listens) return Drove::Listens;
+  return !kept ? Drove::Lost : ended ? Drove::Ended : Drove::GaveUp;
 }
 
 }  // namespace tent

@@ -5,6 +5,7 @@ namespace tent {
 
 OperationRef Operations::open(const Request& request) {
   auto operation = std::make_shared<Operation>(request.id);
+  operation->urgent = request.priority == Priority::Foreground;
   running_.emplace(request.id, Running{request.op, request.context, operation, nullptr});
   return operation;
 }

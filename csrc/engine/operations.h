@@ -28,7 +28,8 @@ enum class Watch : std::uint8_t { No, Late, Soon };
 struct Operation : Waitable {
   explicit Operation(TransferId transfer) : id(transfer) {}
   const TransferId id;
-  Report report;                                     // written once, before ready()
+  bool urgent = true;  // set before it is shared: whoever waits for it drives, before others
+  Report report;       // written once, before ready()
   std::atomic<bool> waited_for{false};               // a wait saw its end
   Watch watch = Watch::No;                           // engine lock
   std::vector<std::pair<EndCall, void*>> end_calls;  // engine lock

@@ -1,7 +1,9 @@
 // Stage: engine. Which thread polls. A thread that waits takes the wheel and polls until its wait
-// ends; others that wait sleep, and one of them is woken to drive on when it leaves. While nobody
-// has the wheel the progress thread polls, or one of the sleepers listens for it (see progress.h).
-// At most one thread spins at any time.
+// ends; others that wait sleep, and one of them is woken to drive on when it leaves. Who waits for
+// something urgent takes it away from who does not: to be woken costs more than a small transfer.
+// While nobody has the wheel the progress thread polls, or one of the sleepers listens for it (see
+// progress.h). At most one thread spins at any time, but for the moment until a driver notices that
+// it is none any more.
 // Any thread. Its small lock is taken last; nothing is called while it is held.
 #pragma once
 
@@ -20,18 +22,25 @@ class Wheel {
   // rests.
   static constexpr TimeNs kRest = 200 * kMicrosecond;
 
-  bool take() {
-    return !taken_.load(std::memory_order_relaxed) &&
-           !taken_.exchange(true, std::memory_order_acquire);
+  using Turn = std::uint64_t;  // one driver's time at the wheel; never comes twice; 0: nobody's
+
+  // 0: another one keeps it.
+  Turn take(bool urgent) {
+    Turn driver = driver_.load(std::memory_order_relaxed);
+    if (driver != 0 && (!urgent || is_urgent(driver))) return 0;
+    const Turn mine = turns_.fetch_add(2, std::memory_order_relaxed) | Turn(urgent);
+    const bool taken = driver_.compare_exchange_strong(driver, mine, std::memory_order_seq_cst);
+    return taken ? mine : 0;
   }
+  bool holds(Turn mine) const { return driver_.load(std::memory_order_relaxed) == mine; }
   // `back_soon`: the driver's wait ended, so its thread goes on and may well wait again. Else it
-  // gave up spinning and nothing happens at all.
-  void leave(TimeNs now, bool back_soon) {
+  // gave up spinning and nothing happens at all. A no-op for a driver that lost the wheel.
+  void leave(Turn mine, TimeNs now, bool back_soon) {
     left_at_.store(back_soon ? now : 0, std::memory_order_relaxed);
-    taken_.store(false, std::memory_order_seq_cst);
+    if (!driver_.compare_exchange_strong(mine, 0, std::memory_order_seq_cst)) return;
     if (back_soon && sleeping_.load(std::memory_order_seq_cst) != 0) wake_one();
   }
-  bool taken() const { return taken_.load(std::memory_order_seq_cst); }
+  bool taken() const { return driver_.load(std::memory_order_seq_cst) != 0; }
   bool in_use(TimeNs now) const {
     return taken() || now - left_at_.load(std::memory_order_relaxed) < kRest;
   }
@@ -78,7 +87,9 @@ class Wheel {
     sleeping_.fetch_sub(1, std::memory_order_relaxed);
   }
 
-  std::atomic<bool> taken_{false};
+  static bool is_urgent(Turn turn) { return (turn & 1) != 0; }
+
+  std::atomic<Turn> driver_{0}, turns_{2};
   std::atomic<TimeNs> left_at_{0};
   std::atomic<int> sleeping_{0};
   std::mutex mutex_;

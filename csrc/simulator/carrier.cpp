@@ -67,12 +67,15 @@ void Carrier::post(std::uint32_t process, LinkId id, Frame frame) {
   posted_.emplace_back(link, end);
 }
 
-// A slice goes out again only when no byte of its first journey can land any more.
-void Carrier::check_fenced(const Link& link, int end, const FrameHeader& header) {
+// A slice goes out again only when no byte of its first journey can land any more. A twin may go
+// beside it while that link is well at its end, if both ask the receiver before every byte.
+void Carrier::check_fenced(Link& link, int end, const FrameHeader& header) {
   const auto e = std::size_t(end);
+  const auto asks = [this](Link& one) { return !world_.network.rail(one).places_by_itself; };
   for (std::uint32_t index : world_.network.pairing(link.pairing).links) {
-    const Link& other = *world_.network.links()[index];
+    Link& other = *world_.network.links()[index];
     if (&other == &link || other.state[1 - e] == Link::State::Closed) continue;
+    if (other.open(end) && asks(other) && asks(link)) continue;
     const Pipe& pipe = other.pipe[e];
     for (std::size_t i = 0; i < pipe.parcels.size(); ++i) {
       const FrameHeader& before = pipe.parcels[i].frame.header;

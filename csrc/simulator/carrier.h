@@ -24,7 +24,7 @@ class Carrier {
   bool send_chunk(Link& link, int end);
   void load(Link& link, int end, Parcel& parcel, Chunk& chunk);
   void spoil(Link& link, Pipe& pipe);
-  void check_fenced(const Link& link, int end, const FrameHeader& header);
+  void check_fenced(Link& link, int end, const FrameHeader& header);
 
   World& world_;
   std::vector<std::pair<Link*, int>> posted_;

@@ -244,11 +244,23 @@ void bind_scheduler(py::module_& module) {
       .def("remove", &Scheduler::remove)
       .def("set_left", &Scheduler::set_left)
       .def_property_readonly("any_left", &Scheduler::any_left)
-      .def("next", [](Scheduler& scheduler, std::size_t mine, const std::vector<LinkTuple>& links,
-                      const std::function<bool(LinkId, TransferId)>& may) {
-        const auto views = to_views(links);
-        return scheduler.next(views.at(mine), views, may);
+      .def(
+          "next",
+          [](Scheduler& scheduler, std::size_t mine, const std::vector<LinkTuple>& links,
+             const std::function<bool(LinkId, TransferId)>& may, TimeNs now) {
+            const auto views = to_views(links);
+            return scheduler.next(views.at(mine), views, may, now);
+          },
+          py::arg("mine"), py::arg("links"), py::arg("may"), py::arg("now") = 0)
+      .def("slice_bytes", [](const Scheduler& scheduler, const LinkTuple& link, int priority,
+                             std::uint64_t least, TimeNs now) {
+        return scheduler.slice_bytes(to_views({link})[0], static_cast<Priority>(priority), least,
+                                     now);
       });
+  module.def("worth_doubling", [](const LinkTuple& mine, std::uint64_t bytes,
+                                  const LinkTuple& other, std::uint64_t ahead) {
+    return worth_doubling(to_views({mine})[0], bytes, to_views({other})[0], ahead);
+  });
   module.attr("BACKGROUND_SHARE") = Scheduler::kBackgroundShare;
 }
 

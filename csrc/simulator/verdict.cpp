@@ -105,6 +105,7 @@ void check_success(World& world, Tracked& t, const Report& report) {
   if (t.bytes == 0) world.coverage.mark(Seen::EmptyDone);
   if (t.scattered) world.coverage.mark(Seen::ScatteredDone);
   if (report.retries != 0) world.coverage.mark(Seen::Resent);
+  if (report.twins != 0) world.coverage.mark(Seen::Doubled);
   if (report.fences != 0) world.coverage.mark(Seen::HealedWithoutError);
 }
 
