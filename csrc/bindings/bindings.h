@@ -21,7 +21,6 @@ using EngineClass = py::class_<Engine, std::shared_ptr<Engine>>;
 void bind_layout(py::module_& module);
 void bind_operation(py::module_& module);
 void bind_transfers(EngineClass& engine);
-void bind_verbs(py::module_& module, EngineClass& engine);
 void bind_memory(py::module_& module, EngineClass& engine);
 void bind_peers(py::module_& module, EngineClass& engine);
 void bind_rdma(EngineClass& engine);

@@ -5,6 +5,8 @@
 
 namespace tent::bindings {
 
+void bind_verbs(py::module_& module, EngineClass& engine);
+
 // A new Python object of type Operation. Starts the transfer; `options` are those of the verbs.
 // Throws as Engine::hold().
 py::object start(std::shared_ptr<Engine> engine, Request&& request, const py::dict& options);

@@ -67,10 +67,8 @@ class Engine {
   };
 
   explicit Engine(const EngineSettings& settings);
-  enum class Drove : std::uint8_t { Ended, GaveUp, Lost, Listens };
   bool wait_ready(Waitable& what, TimeNs until, bool urgent);
-  Drove drive(Wheel::Turn turn, Waitable& what, TimeNs until, TimeNs spin);
-  void listen(Waitable& what);
+  bool drive(Wheel::Turn turn, Waitable& what, TimeNs until);  // false: it lost the wheel
   void await_readers(SegmentId segment);
   void linger();
   void end_everything();

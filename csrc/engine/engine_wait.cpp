@@ -1,6 +1,5 @@
 // Stage: engine. How a thread waits: it takes the wheel and polls for itself as long as anything
-// moves, gives up spinning soon after, and sleeps: the first who does so in the engine's epoll set,
-// in the place of the progress thread, others until they are served.
+// moves, gives up spinning soon after, and sleeps while the progress thread serves it.
 // Called without any lock. While it drives, no other thread spins.
 #include <sched.h>
 
@@ -13,8 +12,7 @@
 namespace tent {
 namespace {
 
-constexpr TimeNs kSpin = 80 * kMicrosecond;    // polls on after the last movement
-constexpr TimeNs kStuffed = 5 * kMicrosecond;  // the same while a socket is full: it drains alone
+constexpr TimeNs kSpin = 80 * kMicrosecond;  // polls on after the last movement
 constexpr TimeNs kAlone = 2 * kMicrosecond;  // ... and from here on lets others have the processor
 constexpr int kYieldRounds = 4;
 
@@ -79,35 +77,19 @@ void Engine::await_readers(SegmentId segment) {
 }
 
 bool Engine::wait_ready(Waitable& what, TimeNs until, bool urgent) {
-  TimeNs spin = kSpin;
   while (!what.ready()) {
     const Wheel::Turn turn = wheel_.take(urgent);
-    const Drove drove = turn == 0 ? Drove::Lost : drive(turn, what, until, spin);
-    if (drove == Drove::Listens) {
-      listen(what);
-      spin = 0;  // it was not for this that it was woken, unless something moves now
-      continue;
-    }
+    const bool gave_up = turn != 0 && drive(turn, what, until);
     if (what.ready()) break;
     if (now_ns() >= until) return false;
-    wheel_.sleep(what, until, drove == Drove::Lost);
-    spin = kSpin;
+    wheel_.sleep(what, until, !gave_up);
   }
   return true;
 }
 
-// Sleeps in the engine's epoll set, for the progress thread too.
-void Engine::listen(Waitable& what) {
-  wheel_.sleep_listening(what, progress_.bell(), [this] { progress_.doze(); });
-  const std::lock_guard lock(lock_);
-  progress_.hear();
-  // Another thread has served it, and nobody listens any more.
-  if (what.ready()) progress_.take_over(true);
-}
-
-Engine::Drove Engine::drive(Wheel::Turn turn, Waitable& what, TimeNs until, TimeNs spin) {
-  TimeNs now = now_ns(), moved_at = now - kSpin + spin;
-  bool ended = false, quiet = false, listens = false;
+bool Engine::drive(Wheel::Turn turn, Waitable& what, TimeNs until) {
+  TimeNs now = now_ns(), moved_at = now;
+  bool ended = false, quiet = false;
   for (int round = 0; !ended && !quiet && wheel_.holds(turn); ++round) {
     // What this waits for may end under another thread's lock; the bells need ours even then.
     const bool locked = lock_.try_lock();
@@ -118,10 +100,8 @@ Engine::Drove Engine::drive(Wheel::Turn turn, Waitable& what, TimeNs until, Time
       if (held->poll(now)) moved_at = now_ns();
       now = now_ns();
       ended = what.ready() || now >= until;
-      const TimeNs patience = held->stuffed() ? kStuffed : kSpin;
-      quiet = !ended && now - moved_at > patience;
-      if (quiet && !progress_.has_listener()) quiet = listens = progress_.listen(now, until);
-      if (ended || (quiet && !listens)) progress_.take_over(quiet);
+      quiet = !ended && now - moved_at > kSpin;
+      if (ended || quiet) progress_.take_over(quiet);
     } else {
       now = now_ns();
     }
@@ -131,8 +111,7 @@ Engine::Drove Engine::drive(Wheel::Turn turn, Waitable& what, TimeNs until, Time
   }
   const bool kept = wheel_.holds(turn);
   wheel_.leave(turn, now, ended);
-  if (listens) return Drove::Listens;
-  return !kept ? Drove::Lost : ended ? Drove::Ended : Drove::GaveUp;
+  return kept;
 }
 
 }  // namespace tent

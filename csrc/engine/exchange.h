@@ -52,9 +52,6 @@ class Exchange final : public Transfers, private Outbox, private Receiver {
   }
   // When poll() must be called at the latest, whatever the transports bring.
   TimeNs due() const { return due_; }
-  bool shares_memory() const { return local_ports_ != 0; }  // with any peer
-  // Whether a socket is full: what waits for room in it goes on only when the kernel says so.
-  bool stuffed() const { return tcp_.stuffed(); }
   // When anything was last asked of it or brought to it.
   TimeNs busy_at() const { return busy_at_; }
 

@@ -16,9 +16,8 @@
 namespace tent {
 namespace {
 
-// Polls on after the last movement, where a look at the peers costs no system call.
-constexpr TimeNs kSpin = 10 * kMicrosecond;
-constexpr TimeNs kLate = 5 * kMillisecond;  // how late the Node may be called after a long idle
+constexpr TimeNs kSpin = 10 * kMicrosecond;  // polls on after the last movement
+constexpr TimeNs kLate = 5 * kMillisecond;   // how late the Node may be called after a long idle
 constexpr TimeNs kSleepBusy =
     10 * kMillisecond;                 // longest sleep while something was going on lately
 constexpr TimeNs kBusy = 1 * kSecond;  // ... which is this
@@ -30,18 +29,15 @@ constexpr int kArmRounds = 4;
 Progress::Progress(int wait_set, Lock& lock, Exchange& exchange, Notifier& notifier, Wheel& wheel)
     : wait_set_(wait_set),
       kick_fd_(eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK)),
-      bell_fd_(eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK)),
       lock_(lock),
       exchange_(exchange),
       notifier_(notifier),
       wheel_(wheel) {
-  for (const int fd : {kick_fd_, bell_fd_}) {
-    epoll_event event{};
-    event.events = EPOLLIN;
-    event.data.fd = fd;
-    if (fd < 0 || epoll_ctl(wait_set_, EPOLL_CTL_ADD, fd, &event) != 0) {
-      throw std::system_error(errno, std::generic_category(), "the engine's event descriptors");
-    }
+  epoll_event event{};
+  event.events = EPOLLIN;
+  event.data.fd = kick_fd_;
+  if (kick_fd_ < 0 || epoll_ctl(wait_set_, EPOLL_CTL_ADD, kick_fd_, &event) != 0) {
+    throw std::system_error(errno, std::generic_category(), "the engine's event descriptor");
   }
   thread_ = std::thread([this] { run(); });
   pthread_setname_np(thread_.native_handle(), "tent-progress");
@@ -50,7 +46,6 @@ Progress::Progress(int wait_set, Lock& lock, Exchange& exchange, Notifier& notif
 Progress::~Progress() {
   stop();
   ::close(kick_fd_);
-  ::close(bell_fd_);
 }
 
 void Progress::stop() {
@@ -68,12 +63,12 @@ void Progress::silence() {
 }
 
 void Progress::take_over(bool at_once) {
-  if (!asleep_ && !listening_) {
-    if (at_once || relieved_) kick();
+  if (!asleep_) {
+    if (at_once) kick();
     return;
   }
   for (int round = 0; !may_sleep(); ++round) {
-    if (round == kArmRounds) return rouse();
+    if (round == kArmRounds) return kick();
     exchange_.poll(now_ns());
   }
   audible_ = true;
@@ -81,46 +76,11 @@ void Progress::take_over(bool at_once) {
 }
 
 void Progress::mind() {
-  if (!audible_) return;
-  const TimeNs late = exchange_.due() + kLate;
-  if (asleep_ && late >= wakes_at_) return;
-  if (listening_ && late >= listens_until_) return;
-  rouse();
-}
-
-void Progress::rouse() {
-  if (listening_) {
-    eventfd_write(bell_fd_, 1);
-  } else {
-    kick();
-  }
-}
-
-bool Progress::listen(TimeNs now, TimeNs until) {
-  if (listening_ || stopping_ || !may_sleep()) return false;
-  listens_until_ = std::min({exchange_.due(), now + longest_sleep(now), until});
-  listening_ = audible_ = true;
-  return true;
-}
-
-void Progress::hear() {
-  silence();
-  listening_ = false;
-}
-
-void Progress::doze() {
-  if (wait_in_set(listens_until_) != bell_fd_) return;
-  eventfd_t ignored;
-  eventfd_read(bell_fd_, &ignored);
-}
-
-TimeNs Progress::longest_sleep(TimeNs now) const {
-  return now - exchange_.busy_at() < kBusy ? kSleepBusy : kSleepIdle;
+  if (audible_ && exchange_.due() + kLate < wakes_at_) kick();
 }
 
 void Progress::kick() {
   kicks_.fetch_add(1);
-  relieved_ = false;
   if (asleep_) {
     wakes_at_ = 0;
     eventfd_write(kick_fd_, 1);
@@ -141,20 +101,15 @@ void Progress::run() {
       continue;
     }
     TimeNs until = 0;
-    bool relieved = false;
     {
       Held held(lock_, exchange_, notifier_);
-      if (listening_ && !stopping_) {
-        relieved = relieved_ = true;
-      } else if (held->poll(now)) {
+      if (held->poll(now)) {
         moved_at = now_ns();
-      } else if (now - moved_at > (held->shares_memory() ? kSpin : 0) && fall_asleep(now)) {
+      } else if (now - moved_at > kSpin && fall_asleep(now)) {
         until = wakes_at_;
       }
     }
-    if (relieved) {  // whoever stops listening, and whoever leaves the wheel then, kicks
-      futex_wait(kicks_, kicks, now + kSleepIdle);
-    } else if (until != 0) {
+    if (until != 0) {
       sleep(until);
       wake_up();
     }
@@ -169,37 +124,27 @@ bool Progress::may_sleep() {
 
 bool Progress::fall_asleep(TimeNs now) {
   if (stopping_ || !may_sleep()) return false;
-  wakes_at_ = std::min(exchange_.due(), now + longest_sleep(now));
+  const TimeNs longest = now - exchange_.busy_at() < kBusy ? kSleepBusy : kSleepIdle;
+  wakes_at_ = std::min(exchange_.due(), now + longest);
   asleep_ = audible_ = true;
   return true;
 }
 
 void Progress::sleep(TimeNs until) {
   sleeps_.fetch_add(1, std::memory_order_relaxed);
-  heard_ = wait_in_set(until);
-}
-
-int Progress::wait_in_set(TimeNs until) {
   const TimeNs left = std::max<TimeNs>(until - now_ns(), 0);
   const timespec timeout{.tv_sec = left / kSecond, .tv_nsec = left % kSecond};
   epoll_event event{};
-  int count = epoll_pwait2(wait_set_, &event, 1, &timeout, nullptr);
-  if (count < 0 && errno == ENOSYS) {
-    count = epoll_wait(wait_set_, &event, 1, int((left + kMillisecond - 1) / kMillisecond));
+  if (epoll_pwait2(wait_set_, &event, 1, &timeout, nullptr) < 0 && errno == ENOSYS) {
+    epoll_wait(wait_set_, &event, 1, int((left + kMillisecond - 1) / kMillisecond));
   }
-  return count > 0 ? event.data.fd : -1;
 }
 
 void Progress::wake_up() {
   eventfd_t ignored;
   const std::lock_guard lock(lock_);
-  // A bell that was rung for a listener who had gone would ring on.
-  if (heard_ == kick_fd_ || (heard_ == bell_fd_ && !listening_)) eventfd_read(heard_, &ignored);
-  if (!listening_) {
-    silence();
-  } else if (heard_ >= 0 && heard_ != kick_fd_ && heard_ != bell_fd_) {
-    rouse();  // what was heard is news once only: it is the listener who will look
-  }
+  eventfd_read(kick_fd_, &ignored);
+  silence();
   asleep_ = false;
 }
 

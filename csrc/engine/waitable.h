@@ -4,7 +4,6 @@
 #pragma once
 
 #include <linux/futex.h>
-#include <sys/eventfd.h>
 #include <sys/syscall.h>
 #include <unistd.h>
 
@@ -34,11 +33,7 @@ class Waitable {
   bool ready() const { return word_.load(std::memory_order_acquire) & kReady; }
   // True when somebody sleeps on it: call wake() once the engine lock is free.
   bool make_ready() { return word_.fetch_or(kReady, std::memory_order_acq_rel) & kSleeper; }
-  void wake() {
-    const int bell = bell_.load(std::memory_order_acquire);
-    if (bell >= 0) eventfd_write(bell, 1);
-    futex_wake(word_);
-  }
+  void wake() { futex_wake(word_); }
   // Ends the sleep of all sleepers though nothing is ready.
   void nudge() {
     word_.fetch_add(kNudge, std::memory_order_acq_rel);
@@ -48,22 +43,13 @@ class Waitable {
   std::uint32_t announce() {
     return word_.fetch_or(kSleeper, std::memory_order_acq_rel) | kSleeper;
   }
-  // The same for the one sleeper that lies on the engine's epoll set instead: `bell` is an eventfd
-  // in the set, which lives as long as the engine.
-  std::uint32_t announce(int bell) {
-    bell_.store(bell, std::memory_order_release);
-    return announce();
-  }
-  void forget_bell() { bell_.store(-1, std::memory_order_release); }
-  static bool is_ready(std::uint32_t announced) { return announced & kReady; }
   void sleep(std::uint32_t announced, TimeNs until) {
-    if (!is_ready(announced)) futex_wait(word_, announced, until);
+    if (!(announced & kReady)) futex_wait(word_, announced, until);
   }
 
  private:
   static constexpr std::uint32_t kReady = 1, kSleeper = 2, kNudge = 4;
   std::atomic<std::uint32_t> word_{0};
-  std::atomic<int> bell_{-1};
 };
 
 }  // namespace tent

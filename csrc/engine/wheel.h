@@ -1,9 +1,8 @@
 // Stage: engine. Which thread polls. A thread that waits takes the wheel and polls until its wait
 // ends; others that wait sleep, and one of them is woken to drive on when it leaves. Who waits for
 // something urgent takes it away from who does not: to be woken costs more than a small transfer.
-// While nobody has the wheel the progress thread polls, or one of the sleepers listens for it (see
-// progress.h). At most one thread spins at any time, but for the moment until a driver notices that
-// it is none any more.
+// While nobody has the wheel the progress thread polls. At most one thread spins at any time, but
+// for the moment until a driver notices that it is none any more.
 // Any thread. Its small lock is taken last; nothing is called while it is held.
 #pragma once
 
@@ -49,34 +48,22 @@ class Wheel {
   // `behind`: only while somebody else drives.
   void sleep(Waitable& what, TimeNs until, bool behind) {
     const std::uint32_t announced = what.announce();
-    enlist(what);
+    {
+      const std::lock_guard lock(mutex_);
+      sleepers_.push_back(&what);
+      sleeping_.fetch_add(1, std::memory_order_seq_cst);
+    }
     // A driver that left before it could see this sleeper is seen here, and the other way round.
     if (!behind || taken()) what.sleep(announced, until);
-    leave_list(what);
-  }
-  // The same for the waiter that listens: `sleep` is how it does.
-  template <class Sleep>
-  void sleep_listening(Waitable& what, int bell, Sleep sleep) {
-    const std::uint32_t announced = what.announce(bell);
-    enlist(what);
-    if (!Waitable::is_ready(announced)) sleep();
-    leave_list(what);
-    what.forget_bell();
+    const std::lock_guard lock(mutex_);
+    const auto mine = std::find(sleepers_.begin(), sleepers_.end(), &what);
+    if (mine != sleepers_.end()) {  // else the driver that nudged it took it out
+      sleepers_.erase(mine);
+      sleeping_.fetch_sub(1, std::memory_order_relaxed);
+    }
   }
 
  private:
-  void enlist(Waitable& what) {
-    const std::lock_guard lock(mutex_);
-    sleepers_.push_back(&what);
-    sleeping_.fetch_add(1, std::memory_order_seq_cst);
-  }
-  void leave_list(Waitable& what) {
-    const std::lock_guard lock(mutex_);
-    const auto mine = std::find(sleepers_.begin(), sleepers_.end(), &what);
-    if (mine == sleepers_.end()) return;  // the driver that nudged it took it out
-    sleepers_.erase(mine);
-    sleeping_.fetch_sub(1, std::memory_order_relaxed);
-  }
   void wake_one() {
     const std::lock_guard lock(mutex_);
     const auto first = std::find_if(sleepers_.begin(), sleepers_.end(),

@@ -139,20 +139,14 @@ void LocalTransport::post(LinkId id, Frame frame, Receiver& receiver) {
 bool LocalTransport::poll(Receiver& receiver) {
   if (links_.empty()) return false;
   LinkTable<LocalLink>::Hold hold(links_);
-  bool moved = serve_ready(receiver);
-  // After the rings: who was woken for a message does not wait for a system call.
+  bool moved = false;
   const std::uint32_t wakes = doorbell_.wakes();
   if (wakes != wakes_seen_ || ++polls_ % kPollsPerLook == 0) {
     wakes_seen_ = wakes;
-    moved |= look_at_sockets(receiver);
+    moved = look_at_sockets(receiver);
   }
-  return moved;
-}
-
-bool LocalTransport::serve_ready(Receiver& receiver) {
-  bool moved = false;
   Doorbell::Slots ready;
-  if (!doorbell_.take_ready(mine_, ready)) return false;
+  if (!doorbell_.take_ready(mine_, ready)) return moved;
   for (std::size_t w = 0; w < ready.size(); ++w) {
     for (std::uint64_t bits = ready[w]; bits != 0; bits &= bits - 1) {
       LocalLink* link = by_slot_[w * 64 + std::size_t(std::countr_zero(bits))];

@@ -69,7 +69,6 @@ class LocalTransport : public Transport {
   LinkTable<LocalLink> links_;
 
  private:
-  bool serve_ready(Receiver& receiver);
   bool serve(LocalLink& link, Receiver& receiver);
   bool look_at_sockets(Receiver& receiver);
   void look_at(LocalLink& link, std::uint32_t events, bool process, Receiver& receiver);

@@ -212,14 +212,12 @@ void TcpTransport::watch_room(TcpLink& link) {
     return;
   }
   link.waits_for_room = waits;
-  waits ? ++stuffed_ : --stuffed_;
 }
 
 void TcpTransport::close(LinkId id) {
   TcpLink* link = links_.find(id);
   if (link == nullptr) return;
   link->state.closed = true;
-  if (link->waits_for_room) --stuffed_;
   static_cast<void>(::epoll_ctl(ready_.get(), EPOLL_CTL_DEL, link->socket.get(), nullptr));
   link->shut();
   links_.drop(id);

@@ -27,8 +27,6 @@ class TcpTransport final : public Transport {
   void post(LinkId link, Frame frame, Receiver& receiver) override;
   bool poll(Receiver& receiver) override;
   void close(LinkId link) override;
-  // Whether frames wait for room in a socket.
-  bool stuffed() const { return stuffed_ != 0; }
 
  private:
   bool serve(TcpLink& link, std::uint32_t events, Receiver& receiver);
@@ -37,7 +35,6 @@ class TcpTransport final : public Transport {
   const std::uint64_t poll_bytes_;
   Descriptor ready_;  // epoll: the sockets with something to do
   LinkTable<TcpLink> links_;
-  std::size_t stuffed_ = 0;  // links that wait for room
 };
 
 }  // namespace tent
