@@ -54,7 +54,7 @@ soak: build
 	$(PY) -m tests.soak --minutes $(MINUTES)
 
 bench: build
-	$(PY) benchmarks/run.py --quick $(BENCH_ARGS)
+	$(PY) benchmarks/run.py --quick --minutes 15 $(BENCH_ARGS)
 
 bench-rdma: build
 	$(PY) -m tests.rdma_vm run --write benchmarks/results -- $(PY) benchmarks/rdma.py $(BENCH_ARGS)

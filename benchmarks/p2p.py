@@ -63,6 +63,7 @@ def wake() -> Case:
         Column("eventfd", "bare", "wake", "limit", (("how", "eventfd"),)),
         Column("futex", "bare", "wake", "limit", (("how", "futex"),)),
         Column("TCP, blocking", "bare", "wake", "limit", (("how", "tcp"),)),
+        Column("eventfd, from Python", "bare", "python_wake", "limit"),
         Column("tent dist", "tent", "wake", "ours"),
         Column("tent.send", "tent", "message_wake", "ours"),
         Column("gloo", "gloo", "wake", "peer"),

@@ -1,7 +1,8 @@
 """Stage: benchmarks. Runs the questions in turn and prints what they say of the targets.
 
-`python benchmarks/run.py --quick` is `make bench`: a few minutes, fewer sizes and rounds. Without
-`--quick` every question runs in full. Exit status 1 when a target that was measured is missed.
+`python benchmarks/run.py --quick --minutes 15` is `make bench`: fewer sizes and rounds, and no
+longer than that; a question that is cut short keeps what it has. Without `--quick` every question
+runs in full. Exit status 1 when a target that was measured is missed.
 """
 
 from __future__ import annotations
@@ -9,9 +10,11 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import signal
 import subprocess
 import sys
 import tempfile
+import time
 from pathlib import Path
 from typing import Any
 
@@ -33,8 +36,11 @@ PLANS = (
 )
 
 
-def ask(name: str, file: str, words: tuple[str, ...], chosen: argparse.Namespace) -> Any:
-    """Runs one question; its results, or None where it failed."""
+def ask(
+    name: str, file: str, words: tuple[str, ...], chosen: argparse.Namespace, deadline: float
+) -> Any:
+    """Runs one question; its results, or None where it failed. At the deadline (of the monotonic
+    clock) it is interrupted, and saves what it has."""
     print(f"\n=== {name}", flush=True)
     with tempfile.TemporaryDirectory(prefix="tent-results-") as folder:
         target = FOLDER / f"{name}.json" if chosen.keep else Path(folder) / "rows.json"
@@ -42,11 +48,30 @@ def ask(name: str, file: str, words: tuple[str, ...], chosen: argparse.Namespace
         line = [sys.executable, str(HERE / file), *words, "--json", str(target)]
         line += ["--quick"] if chosen.quick else []
         line += ["--against", chosen.against] if chosen.against else []
-        done = subprocess.run(line, check=False)
-        if done.returncode or not target.exists():
-            print(f"{name} failed with status {done.returncode}", file=sys.stderr)
+        status = run_until(line, deadline)
+        if status or not target.exists():
+            print(f"{name} failed with status {status}", file=sys.stderr)
             return None
         return json.loads(target.read_text())
+
+
+def run_until(line: list[str], deadline: float) -> int:
+    """The exit status of a program, which is interrupted at the deadline, with all that it started,
+    and ended by force when it does not take that as a reason to leave."""
+    with subprocess.Popen(line, start_new_session=True) as program:
+        try:
+            return program.wait(max(0.0, deadline - time.monotonic()))
+        except subprocess.TimeoutExpired:
+            print("the time is over: it is interrupted", file=sys.stderr, flush=True)
+            program.send_signal(signal.SIGINT)
+        except KeyboardInterrupt:
+            program.send_signal(signal.SIGINT)
+            raise
+        try:
+            return program.wait(20.0)
+        except subprocess.TimeoutExpired:
+            os.killpg(program.pid, signal.SIGKILL)
+            return program.wait()
 
 
 def judge(one: Target, found: dict[str, Any]) -> tuple[str, float | None]:
@@ -78,7 +103,11 @@ def main() -> None:
     parser.add_argument("--against", default="", help="peers, with commas between; or none")
     parser.add_argument("--only", default="", help="questions, with commas between")
     parser.add_argument("--keep", action="store_true", help="keep every result in results/")
+    parser.add_argument(
+        "--minutes", type=float, default=0.0, help="at most; 0: as long as it takes"
+    )
     chosen = parser.parse_args()
+    deadline = time.monotonic() + (60 * chosen.minutes or 1e6)
     wanted = chosen.only.split(",") if chosen.only else [name for name, *_ in PLANS]
     found: dict[str, Any] = {}
     for name, file, words, root in PLANS:
@@ -87,7 +116,10 @@ def main() -> None:
         if root and os.getuid() != 0:
             print(f"\n=== {name}: skipped, it makes network namespaces and needs root")
             continue
-        if answer := ask(name, file, words, chosen):
+        if time.monotonic() > deadline:
+            print(f"\n=== {name}: not run, the time is over")
+            continue
+        if answer := ask(name, file, words, chosen, deadline):
             found[name] = answer
     rows = print_table(found)
     if chosen.keep:

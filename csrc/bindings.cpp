@@ -95,6 +95,7 @@ PYBIND11_MODULE(_engine, module) {
         return py::capsule(self.c_api(), "torch_tent.engine");
       });
   bind_transfers(engine);
+  bind_verbs(module, engine);
   bind_memory(module, engine);
   bind_peers(module, engine);
   bind_rdma(engine);

@@ -48,6 +48,22 @@ class Operation:
         """bytes, seconds, rails {name: (bytes, slices)}, retries, fences, path, peer."""
     def cancel(self) -> None: ...
 
+# peer, segment, key, epoch, where in the segment, shape, the number of the dtype
+Place = tuple[int, int, int, int, Layout, tuple[int, ...], int]
+
+def learn_dtype(example: Any, code: int, item_bytes: int) -> bool:
+    """Lets `Verbs` read tensors of the example's type and dtype, a real one; False where the type
+    does not offer DLPack's C functions."""
+
+class Verbs:
+    """The verbs without options, for contiguous CPU tensors. Each returns None for anything else,
+    and has then done nothing. The operation is `watch`ed from the start, not `soon`."""
+
+    def send(self, x: Any, peer: int, context: int, tag: Any) -> Operation | None: ...
+    def recv(self, y: Any, peer: int | None, context: int, tag: Any) -> Operation | None: ...
+    def write(self, x: Any, place: Place) -> Operation | None: ...
+    def read(self, out: Any, place: Place) -> Operation | None: ...
+
 class _Transfers:
     """options: priority 0|1, timeout s, deadline s, rails mask (see RailKind), each may be left
     out."""
@@ -85,6 +101,7 @@ class _Transfers:
         remote: Layout,
         options: dict[str, Any],
     ) -> Operation: ...
+    def verbs(self) -> Verbs: ...
     def on_done(self, callback: Callable[[list[int]], None]) -> None:
         """`callback` gets the ids of ended `watch`ed transfers, on the notifier thread."""
     def watch(self, operation: Operation, soon: bool) -> None:

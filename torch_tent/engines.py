@@ -7,8 +7,6 @@ latest; in a forked child it says so instead of hanging.
 
 from __future__ import annotations
 
-import atexit
-import functools
 import operator
 import weakref
 from collections.abc import Callable, Sequence
@@ -18,7 +16,7 @@ import torch
 import torch.distributed as dist
 from torch.distributed.distributed_c10d import _world
 
-from . import _engine, forks, groups, kv, memory, options, segment, telemetry, tensors
+from . import _engine, exits, forks, groups, kv, memory, options, segment, telemetry, tensors
 from .errors import TentError, TransferError
 from .kv import KVCache, RemoteCache
 from .rendezvous import ControlPlane
@@ -35,7 +33,6 @@ if TYPE_CHECKING:
 
 _FOREGROUND = "foreground"
 _TAG_MAX = (1 << 63) - 1
-_made: weakref.WeakSet[Engine] = weakref.WeakSet()
 
 
 class Engine:
@@ -64,6 +61,7 @@ class Engine:
             raise
         self.card: Card = self._control.card()
         self.flights = Flights(self.native, self._control)
+        self._plain = self.native.verbs()
         self.native.on_done(_tell(weakref.ref(self.flights)))
         self._own_name = self.card.name
         self.forked = False  # True in a child of the process that made it
@@ -74,8 +72,7 @@ class Engine:
         owned = (self._eyes, self.native, self._control)
         self._closer = weakref.finalize(self, _close, self.flights, *owned)
         forks.watch(self)
-        _made.add(self)
-        _close_all_at_exit()
+        exits.watch(self)
 
     # ---- two-sided: both ends name the other -------------------------------------------------
 
@@ -94,6 +91,10 @@ class Engine:
         """See `torch_tent.send`."""
         members = self._group(group)
         peer = members.peer(dst)
+        if priority is _FOREGROUND and timeout is None and deadline is None and require is None:
+            operation = self._plain.send(x, peer, members.context, tag)
+            if operation is not None:
+                return self.flights.start(operation, x, members.rank, watched=True)
         tensor, layout, code = tensors.source(x)
         operation = self.native.send(
             peer,
@@ -120,6 +121,10 @@ class Engine:
         """See `torch_tent.recv`."""
         members = self._group(group)
         peer = None if src is None else members.peer(src)
+        if priority is _FOREGROUND and timeout is None and deadline is None and require is None:
+            operation = self._plain.recv(y, peer, members.context, tag)
+            if operation is not None:
+                return self.flights.start(operation, y, src, y, members.rank_of, True)
         tensor, layout, code = tensors.destination(y)
         operation = self.native.recv(
             peer,
@@ -159,6 +164,10 @@ class Engine:
     ) -> Transfer:
         """See `torch_tent.write`."""
         origin = segment.origin_of(self, remote, "write")
+        if priority is _FOREGROUND and timeout is None and deadline is None and require is None:
+            operation = self._plain.write(x, remote.place)
+            if operation is not None:
+                return self.flights.start(operation, x, self._own_name, watched=True)
         tensor, layout, _ = tensors.source(x)
         target = segment.bytes_for(remote, tensor)
         operation = self.native.write(
@@ -187,6 +196,10 @@ class Engine:
         origin = segment.origin_of(self, remote, "read")
         if out is None:
             out = torch.empty(remote.shape, dtype=remote.dtype)
+        if priority is _FOREGROUND and timeout is None and deadline is None and require is None:
+            operation = self._plain.read(out, remote.place)
+            if operation is not None:
+                return self.flights.start(operation, out, origin.peer_name, out, watched=True)
         tensor, layout, _ = tensors.destination(out)
         target = segment.bytes_for(remote, tensor)
         operation = self.native.read(
@@ -304,6 +317,7 @@ class Engine:
         self.forked = True
         self._closer.detach()
         self.flights.native = self.native = forked  # type: ignore[assignment]
+        self._plain = forked  # type: ignore[assignment]
         for transfer in self.flights.running.values():
             transfer._operation = forked  # type: ignore[assignment]
 
@@ -357,19 +371,6 @@ def _tell(flights: weakref.ref[Flights]) -> Callable[[list[int]], None]:
             found.ended(ids)
 
     return tell
-
-
-@functools.cache
-def _close_all_at_exit() -> None:
-    """Registered after what modules register when they are imported, and so called before it: an
-    engine that closes may still need its control plane, for links to ranks that wait for it."""
-    atexit.register(_close_all)
-
-
-def _close_all() -> None:
-    for engine in list(_made):
-        if not engine.forked:
-            engine.close()
 
 
 def _close(flights: Flights, *owned: Any) -> None:

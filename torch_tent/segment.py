@@ -125,7 +125,8 @@ class Origin:
 class RemoteSegment:
     """Another process's tensor, or a view of it: what `write` fills and `read` reads.
 
-    Attributes: `shape`, `dtype`, `device`, `access`, `peer` (its owner's name). Indexing with
+    Attributes: `shape`, `dtype`, `device`, `access`, `peer` (its owner's name), `place` (what the
+    engine's verbs take). Indexing with
     integers, slices and `...` gives views, as with a tensor; nothing is moved by it.
     """
 
@@ -137,6 +138,10 @@ class RemoteSegment:
         piece_bytes, dims = tensors.grid(layout.shape, layout.strides_bytes, layout.item_bytes)
         part = (layout.offset_bytes, layout.plane, piece_bytes, dims, None)
         self._bytes = _engine.Layout([part] if piece_bytes else [])
+        self.place: _engine.Place = (
+            *(origin.peer, origin.segment, origin.key, origin.epoch),
+            *(self._bytes, self.shape, tensors.DTYPE_CODES[self.dtype]),
+        )
 
     @property
     def engine(self) -> Engine:

@@ -44,6 +44,11 @@ _strided = torch.strided
 _real_code_of = {d: code for d, code in DTYPE_CODES.items() if not d.is_complex}.get
 _contiguous = _engine.Layout.contiguous
 
+# The engine's verbs look into tensors of these dtypes by themselves.
+for _dtype, _code in DTYPE_CODES.items():
+    if not _dtype.is_complex:
+        _engine.learn_dtype(torch.empty(0, dtype=_dtype), _code, _dtype.itemsize)
+
 
 def source(x: Any) -> tuple[torch.Tensor, _engine.Layout, int]:
     """The memory to read for `x`: the tensor to keep alive, where its bytes lie, its dtype code.

@@ -56,9 +56,11 @@ class Flights:
         source: Any,
         filled: torch.Tensor | None = None,
         rank_of: Callable[[int], int | None] | None = None,
+        watched: bool = False,
     ) -> Transfer:
         """The future of an operation. `kept` lives until its end; `source` is who sends, None while
-        unknown; then `rank_of` finds it from the engine's peer id."""
+        unknown; then `rank_of` finds it from the engine's peer id. `watched`: the engine knows
+        already that its end is to be told."""
         transfer = _new(Transfer)
         _begin(transfer, _NO_DEVICES)
         transfer._operation = operation
@@ -70,7 +72,8 @@ class Flights:
             transfer._rank_of = rank_of
         number = transfer._number = operation.id
         self.running[number] = transfer
-        self.native.watch(operation, False)
+        if not watched or operation.done():  # What ended before it was known here is told again.
+            self.native.watch(operation, False)
         return transfer
 
     def name_of(self, peer: int | None) -> str:

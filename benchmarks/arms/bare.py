@@ -10,11 +10,13 @@ import os
 import platform
 import socket
 import time
+from pathlib import Path
 from typing import Any
 
 import bare
+import numpy as np
 
-from .base import Arm, Idle, Missing, Probe, Steps, block_order, check_blocks
+from .base import Arm, Idle, Missing, Probe, Steps, Wakes, block_order, check_blocks
 
 PR_SET_PTRACER = 0x59616D61  # <linux/prctl.h>: lets the other player read our memory
 WAKERS = {
@@ -108,6 +110,31 @@ class BareArm(Arm):
     def offer_wake(self, case: dict[str, Any]) -> Probe:
         """Half a round trip where both sides have gone to sleep before."""
         return Idle() if self.seat.rank > 0 else Waking(self.library, WAKERS[case["how"]])
+
+    def offer_python_wake(self, case: dict[str, Any]) -> Probe:
+        """An eventfd, written and read from Python, as the engines' wake-ups are measured."""
+        place = str(self.seat.folder / "wake")
+        stamp = np.memmap(f"{place}.stamp", np.int64, "w+", shape=1)
+        if self.seat.rank == 0:
+            event = os.eventfd(0)
+            with socket.socket(socket.AF_UNIX) as door:
+                door.bind(place)
+                door.listen(1)
+                self.seat.exchange(None)
+                with door.accept()[0] as other:
+                    socket.send_fds(other, [b"e"], [event])
+            Path(place).unlink()
+        else:
+            self.seat.exchange(None)
+            with socket.socket(socket.AF_UNIX) as other:
+                other.connect(place)
+                event = socket.recv_fds(other, 1, 1)[1][0]
+        return Wakes(
+            self.seat.rank,
+            lambda: os.eventfd_write(event, 1),
+            lambda: os.eventfd_read(event),
+            stamp,
+        )
 
     def offer_streams(self, case: dict[str, Any]) -> Probe:
         """Plain sockets, one a rail; `rails`: (ours, theirs) addresses, `shares`: weights."""

@@ -9,9 +9,9 @@ namespace {
 
 using EngineRef = std::shared_ptr<Engine>;
 
-PythonOperation message(Request::Op op, EngineRef&& engine, PeerId peer, std::uint64_t context,
-                        std::uint64_t tag, std::uint32_t meta, const Layout& local,
-                        const py::dict& options) {
+py::object message(Request::Op op, EngineRef&& engine, PeerId peer, std::uint64_t context,
+                   std::uint64_t tag, std::uint32_t meta, const Layout& local,
+                   const py::dict& options) {
   Request request;
   request.op = op;
   request.peer = peer;
@@ -22,14 +22,13 @@ PythonOperation message(Request::Op op, EngineRef&& engine, PeerId peer, std::ui
   return start(std::move(engine), std::move(request), options);
 }
 
-PythonOperation send(EngineRef engine, PeerId peer, std::uint64_t context, std::uint64_t tag,
-                     std::uint32_t meta, const Layout& local, const py::dict& options) {
+py::object send(EngineRef engine, PeerId peer, std::uint64_t context, std::uint64_t tag,
+                std::uint32_t meta, const Layout& local, const py::dict& options) {
   return message(Request::Op::Send, std::move(engine), peer, context, tag, meta, local, options);
 }
 
-PythonOperation recv(EngineRef engine, const py::object& peer, std::uint64_t context,
-                     std::uint64_t tag, std::uint32_t meta, const Layout& local,
-                     const py::dict& options) {
+py::object recv(EngineRef engine, const py::object& peer, std::uint64_t context, std::uint64_t tag,
+                std::uint32_t meta, const Layout& local, const py::dict& options) {
   const PeerId from = peer.is_none() ? kAnyPeer : peer.cast<PeerId>();
   return message(Request::Op::Recv, std::move(engine), from, context, tag, meta, local, options);
 }
@@ -44,18 +43,18 @@ Request one_sided(Request::Op op, PeerId peer, const Layout& local, SegmentId se
   return request;
 }
 
-PythonOperation write(EngineRef engine, PeerId peer, const Layout& local, SegmentId segment,
-                      std::uint64_t key, std::uint32_t epoch, const Layout& remote,
-                      const std::optional<std::string>& note, const py::dict& options) {
+py::object write(EngineRef engine, PeerId peer, const Layout& local, SegmentId segment,
+                 std::uint64_t key, std::uint32_t epoch, const Layout& remote,
+                 const std::optional<std::string>& note, const py::dict& options) {
   Request request = one_sided(Request::Op::Write, peer, local, segment, key, epoch, remote);
   request.has_note = note.has_value();
   if (note) request.note = *note;
   return start(std::move(engine), std::move(request), options);
 }
 
-PythonOperation read(EngineRef engine, PeerId peer, const Layout& local, SegmentId segment,
-                     std::uint64_t key, std::uint32_t epoch, const Layout& remote,
-                     const py::dict& options) {
+py::object read(EngineRef engine, PeerId peer, const Layout& local, SegmentId segment,
+                std::uint64_t key, std::uint32_t epoch, const Layout& remote,
+                const py::dict& options) {
   return start(std::move(engine),
                one_sided(Request::Op::Read, peer, local, segment, key, epoch, remote), options);
 }
@@ -86,10 +85,10 @@ void on_done(Engine& engine, const py::object& callback) {
   engine.notifier().on_done(std::move(told));
 }
 
-void watch(Engine& engine, const PythonOperation& operation, bool soon) {
-  under_lock(engine, true, [&](Held& held) {
-    held->watch(operation.operation, soon ? Watch::Soon : Watch::Late);
-  });
+void watch(Engine& engine, const py::handle& operation, bool soon) {
+  const OperationRef& watched = operation_of(operation);
+  under_lock(engine, true,
+             [&](Held& held) { held->watch(watched, soon ? Watch::Soon : Watch::Late); });
 }
 
 }  // namespace

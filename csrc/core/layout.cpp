@@ -58,9 +58,11 @@ bool add_scaled(std::int64_t& sum, std::int64_t value, std::int64_t times) {
 
 BlockList::BlockList(std::vector<std::int64_t> blocks) : blocks_(std::move(blocks)) {
   if (blocks_.empty()) return;
-  const auto [least, most] = std::minmax_element(blocks_.begin(), blocks_.end());
-  low_ = *least;
-  high_ = *most;
+  low_ = high_ = blocks_[0];
+  for (const std::int64_t block : blocks_) {  // without branches, unlike std::minmax_element
+    low_ = std::min(low_, block);
+    high_ = std::max(high_, block);
+  }
 }
 
 std::uint64_t Part::pieces() const {

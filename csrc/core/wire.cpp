@@ -23,6 +23,11 @@ class Writer {
     body_.insert(body_.end(), bytes.begin(), bytes.end());
   }
   void reserve(std::size_t bytes) { body_.reserve(bytes); }
+  // Room for `bytes` more, to be written before anything else is put.
+  std::uint8_t* extend(std::size_t bytes) {
+    body_.resize(body_.size() + bytes);
+    return body_.data() + body_.size() - bytes;
+  }
   Body take() { return std::move(body_); }
 
  private:
@@ -66,21 +71,25 @@ constexpr std::uint32_t kPartsMax = 1u << 16, kDimsMax = 64;
 constexpr std::uint32_t kBlocksMax = kBodyBytesMax / sizeof(std::int64_t);
 
 // Block lists are written as runs of consecutive indices: (first, how many).
+// Twice over the list, so that nothing is built on the way: a hundred thousand scattered blocks are
+// a megabyte here, and the first slice waits for it.
+constexpr std::size_t kRunBytes = sizeof(std::int64_t) + sizeof(std::uint32_t);
+
 void put_blocks(Writer& out, const BlockList& blocks) {
-  std::vector<std::pair<std::int64_t, std::uint32_t>> runs;
-  for (std::int64_t block : blocks) {
-    if (!runs.empty() && runs.back().first + std::int64_t(runs.back().second) == block) {
-      ++runs.back().second;
-    } else {
-      runs.emplace_back(block, 1);
-    }
-  }
-  out.put(std::uint32_t(blocks.size()));
-  out.put(std::uint32_t(runs.size()));
-  out.reserve(runs.size() * 12);
-  for (const auto& [first, count] : runs) {
-    out.put(first);
-    out.put(count);
+  const std::size_t count = blocks.size();
+  std::size_t runs = count == 0 ? 0 : 1;
+  for (std::size_t i = 1; i < count; ++i) runs += blocks[i] != blocks[i - 1] + 1;
+  out.put(std::uint32_t(count));
+  out.put(std::uint32_t(runs));
+  std::uint8_t* at = out.extend(runs * kRunBytes);
+  for (std::size_t i = 0; i < count;) {
+    const std::size_t first = i++;
+    while (i < count && blocks[i] == blocks[i - 1] + 1) ++i;
+    const std::int64_t block = blocks[first];
+    const auto length = std::uint32_t(i - first);
+    std::memcpy(at, &block, sizeof block);
+    std::memcpy(at + sizeof block, &length, sizeof length);
+    at += kRunBytes;
   }
 }
 
