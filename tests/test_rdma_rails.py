@@ -193,3 +193,64 @@ class Without(Two):
 
     def __init__(self) -> None:
         self.near, self.far = tent.Engine(tent.Settings()), tent.Engine(tent.Settings())
+
+
+def test_silent_loss_on_one_rail_is_not_seen_by_the_caller(fabric: Fabric) -> None:
+    for device in range(4):
+        fabric.rate(device, 200e6, 20e-6)
+    fabric.retry(60.0)  # the devices would never tell
+    with Two() as two:
+        memory, segment, remote = two.landing(32 * MIB)
+        x = noise(32 * MIB)
+        two.near.write(x, remote).wait(20)
+        until(lambda: len(links(two)) == 2)
+        memory.zero_()
+        transfer = two.near.write(x, remote)
+        until(lambda: memory[:: 64 << 10].count_nonzero() > 50)
+        fabric.cut(0)
+        transfer.wait(30)
+        assert torch.equal(memory, x)
+        assert transfer.report()["fences"] >= 1
+        segment.close()
+
+
+@pytest.mark.parametrize("end", ["cancel", "owner closes"])
+def test_no_stray_byte_lands_after_the_end(fabric: Fabric, end: str) -> None:
+    """Devices that write on until they say that they stopped; memory that is reused at once."""
+    for device in range(4):
+        fabric.rate(device, 100e6, 20e-6)
+        fabric.lingers(device)
+    with Two() as two:
+        for _ in range(4):
+            memory, segment, remote = two.landing(16 * MIB)
+            transfer = two.near.write(noise(16 * MIB), remote)
+            until(lambda seen=memory: seen[:: 64 << 10].any())
+            if end == "cancel":
+                transfer.cancel()
+                with pytest.raises(tent.TransferCancelled):
+                    transfer.wait(20)
+            else:
+                segment.close()
+            memory.fill_(0xA5)
+            if end != "cancel":
+                with pytest.raises(tent.AccessError):
+                    transfer.wait(20)
+            two.near.write(noise(MIB), two.landing(MIB)[2]).wait(20)
+            assert bool((memory == 0xA5).all())
+            segment.close()
+
+
+def test_refused_registrations_are_said_once_in_the_log(
+    fabric: Fabric, caplog: pytest.LogCaptureFixture
+) -> None:
+    for device in range(4):
+        fabric.refuse(device, errno.ENOMEM, above=256 << 10)
+    with Two() as two:
+        memory, segment, remote = two.landing(4 * MIB)
+        for _ in range(2):
+            two.near.write(noise(4 * MIB), remote, require="rdma").wait(20)
+        until(lambda: "ulimit -l" in caplog.text)
+        said = [r for r in caplog.records if "cannot be registered" in r.getMessage()]
+        assert len(said) <= 2  # each engine once
+        assert memory.any()
+        segment.close()

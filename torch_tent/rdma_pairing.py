@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from .card import Address, Card, CardPort
 from .pairing import BYTES_PER_NS_PER_MBIT, Rail, Way, pairs_of
 from .rail_ends import RailEnd
-from .rdma_ports import ETHERNET, RdmaPort
+from .rdma_ports import ADAPTER, ETHERNET, RdmaPort
 from .topology import Interface, LocalAddress
 
 INFINIBAND_PREFIX = 64  # of a GID, its subnet
@@ -42,9 +42,17 @@ class OwnPort:
         return CardPort(self.name, port.link_layer, address, self.prefix, port.rate_mbit)
 
 
-def own_ports(found: Sequence[RdmaPort], interfaces: Sequence[Interface]) -> tuple[OwnPort, ...]:
-    """The ports on which a rail can end now."""
-    return tuple(OwnPort(port, _prefix(port, interfaces)) for port in found if not port.trouble)
+def own_ports(
+    found: Sequence[RdmaPort], interfaces: Sequence[Interface], named: bool
+) -> tuple[OwnPort, ...]:
+    """The ports on which a rail can end; of those that were `named` also such as are down and may
+    come up."""
+    usable = [port for port in found if not port.trouble or (named and _may_come_up(port))]
+    return tuple(OwnPort(port, _prefix(port, interfaces)) for port in usable)
+
+
+def _may_come_up(port: RdmaPort) -> bool:
+    return port.node_type == ADAPTER and bool(port.gids and port.uverbs)
 
 
 def _prefix(port: RdmaPort, interfaces: Sequence[Interface]) -> int:

@@ -236,10 +236,11 @@ def _rdma_ports(settings: Settings) -> tuple[OwnPort, ...]:
     if "rdma" not in settings.transports:
         return ()
     chosen = chosen_ports(settings.rdma_devices, rdma_ports())
-    for port in chosen if settings.rdma_devices is not None else []:
+    named = settings.rdma_devices is not None
+    for port in chosen if named else []:
         if port.trouble:
             log.warning("no RDMA rail ends on %s: %s", port.name, port.trouble)
-    ready = own_ports(chosen, topology.interfaces())
+    ready = own_ports(chosen, topology.interfaces(), named)
     if len(ready) > PORTS_MAX:
         log.warning("more than %d RDMA ports: the rest is not used", PORTS_MAX)
     return ready[:PORTS_MAX]
