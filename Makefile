@@ -40,11 +40,10 @@ lint: $(READY)
 	  | xargs --no-run-if-empty .venv/bin/clang-format --dry-run -Werror
 	.venv/bin/codespell
 
-# PyTorch's own suite for backends, on tent and on gloo: half an hour or more. Writes docs/conformance.md.
+# PyTorch's own suite for backends, on tent and on gloo: an hour or more. Writes docs/conformance.md.
 conformance: build
-	-$(PY) -m tests.conformance tent build/tent.json
-	-$(PY) -m tests.conformance gloo build/gloo.json
-	$(PY) -m tests.conformance.table build/tent.json build/gloo.json
+	-$(PY) -m tests.conformance build/conformance
+	$(PY) -m tests.conformance.table build/conformance
 
 # The engine's tests under AddressSanitizer, UBSan and ThreadSanitizer.
 sanitize: $(READY)

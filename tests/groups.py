@@ -31,6 +31,11 @@ def run_group(
         return run_processes(_member, size, *call, timeout=timeout)
 
 
+def all_wrong(rank: int, size: int, *checks: Callable[[int, int], Iterator[str]]) -> list[str]:
+    """What several checks, one after the other in one group, find wrong: for speed."""
+    return [wrong for check in checks for wrong in check(rank, size)]
+
+
 def _member(
     rank: int,
     size: int,

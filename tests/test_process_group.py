@@ -18,7 +18,7 @@ import torch
 import torch.distributed as dist
 
 import torch_tent_autoload
-from tests.groups import run_group
+from tests.groups import all_wrong, run_group
 from tests.processes import run_processes
 from tests.reductions import DTYPES, OPS, is_defined, reduced, whole_numbers
 
@@ -216,10 +216,6 @@ def objects(rank: int, size: int) -> Iterator[str]:
     dist.broadcast_object_list(box, size - 1)
     if box != [("from", size - 1)]:
         yield "broadcast_object_list"
-
-
-def all_wrong(rank: int, size: int, *checks: Callable[[int, int], Iterator[str]]) -> list[str]:
-    return [wrong for check in checks for wrong in check(rank, size)]
 
 
 @pytest.mark.parametrize("size", [1, 2, 3, 4])

@@ -7,6 +7,8 @@ latest; in a forked child it says so instead of hanging.
 
 from __future__ import annotations
 
+import atexit
+import functools
 import operator
 import weakref
 from collections.abc import Callable, Sequence
@@ -33,6 +35,7 @@ if TYPE_CHECKING:
 
 _FOREGROUND = "foreground"
 _TAG_MAX = (1 << 63) - 1
+_made: weakref.WeakSet[Engine] = weakref.WeakSet()
 
 
 class Engine:
@@ -71,6 +74,8 @@ class Engine:
         owned = (self._eyes, self.native, self._control)
         self._closer = weakref.finalize(self, _close, self.flights, *owned)
         forks.watch(self)
+        _made.add(self)
+        _close_all_at_exit()
 
     # ---- two-sided: both ends name the other -------------------------------------------------
 
@@ -352,6 +357,19 @@ def _tell(flights: weakref.ref[Flights]) -> Callable[[list[int]], None]:
             found.ended(ids)
 
     return tell
+
+
+@functools.cache
+def _close_all_at_exit() -> None:
+    """Registered after what modules register when they are imported, and so called before it: an
+    engine that closes may still need its control plane, for links to ranks that wait for it."""
+    atexit.register(_close_all)
+
+
+def _close_all() -> None:
+    for engine in list(_made):
+        if not engine.forked:
+            engine.close()
 
 
 def _close(flights: Flights, *owned: Any) -> None:

@@ -54,16 +54,17 @@ def create(backend_options: Any, group_options: Any) -> Any:
     """Makes the backend of one process group; all its ranks call this at the same time.
 
     `backend_options`: torch's DistributedBackendOptions: store, group_rank, group_size, timeout,
-    group_id. `group_options`: the caller's `pg_options`, of which there are none.
+    group_id, global_ranks_in_group. `group_options`: the caller's `pg_options`, of which there are
+    none but those that torch copies from another group of ours.
     Raises DistStoreError naming the ranks that did not come within the timeout, and TentError for
     settings or ranks that cannot work.
     """
-    if group_options is not None:
+    native = _native_module()
+    if group_options is not None and not isinstance(group_options, native.Options):
         raise TypeError(
             f"the tent backend has no options, but pg_options is a {type(group_options).__name__}: "
             "leave it out, and set TENT_* in the environment"
         )
-    native = _native_module()
     engine = default.engine()
     context, peers = _meet(engine, backend_options)
     _let_monitored_barrier_through()
@@ -76,6 +77,7 @@ def create(backend_options: Any, group_options: Any) -> Any:
         peers=peers,
         name=backend_options.group_id,
         timeout=backend_options.timeout,
+        global_ranks=backend_options.global_ranks_in_group,
     )
 
 

@@ -28,20 +28,18 @@ std::uint64_t derived_context(std::uint64_t parent, std::uint64_t split,
   return hash & ~std::uint64_t(3);
 }
 
-c10::intrusive_ptr<::c10d::Backend::Options> options_of(const Membership& membership) {
-  auto options = c10::make_intrusive<::c10d::Backend::Options>("tent", membership.timeout);
-  options->group_name = membership.name;
-  return options;
-}
-
 }  // namespace
+
+TentOptions::TentOptions(const Membership& membership) : Options("tent", membership.timeout) {
+  group_name = membership.name;
+  global_ranks_in_group = membership.global_ranks;
+}
 
 TentBackend::TentBackend(const TentApi* api, EngineOwner engine, Membership membership)
     : Backend(membership.rank, membership.size),
       api_(api),
       membership_(std::move(membership)),
       link_(std::make_shared<GroupLink>()),
-      options_(options_of(membership_)),
       timeout_ms_(membership_.timeout.count()) {
   link_->api = api;
   link_->owner = std::move(engine);
@@ -65,9 +63,12 @@ void TentBackend::abort() {
   api_->group_abort(api_->engine, group_, "abort() was called on this rank");
 }
 
-void TentBackend::setTimeout(std::chrono::milliseconds timeout) {
-  timeout_ms_ = timeout.count();
-  options_->timeout = timeout;
+void TentBackend::setTimeout(std::chrono::milliseconds timeout) { timeout_ms_ = timeout.count(); }
+
+c10::intrusive_ptr<::c10d::Backend::Options> TentBackend::getBackendOptions() {
+  auto options = c10::make_intrusive<TentOptions>(membership_);
+  options->timeout = std::chrono::milliseconds(timeout_ms_.load());
+  return options;
 }
 
 ::c10d::ErrorType TentBackend::getError() {
@@ -96,6 +97,8 @@ c10::intrusive_ptr<::c10d::Backend> TentBackend::split(const c10::intrusive_ptr<
   for (int rank : ranks) {
     TORCH_CHECK(rank >= 0 && rank < size_, "rank ", rank, " is not in this group of ", size_);
     part.peers.push_back(membership_.peers[std::size_t(rank)]);
+    const auto& global = membership_.global_ranks;
+    part.global_ranks.push_back(global.empty() ? std::uint64_t(rank) : global[std::size_t(rank)]);
   }
   part.name = opts ? opts->group_name : membership_.name + ":split:" + std::to_string(number);
   part.timeout = opts ? opts->timeout : std::chrono::milliseconds(timeout_ms_.load());

@@ -26,6 +26,12 @@ struct Membership {
   std::vector<std::uint32_t> peers;  // the engine's peer ids, by rank
   std::string name;
   std::chrono::milliseconds timeout = kBackendDefaultTimeout;
+  std::vector<std::uint64_t> global_ranks;  // torch's record of them; empty for the default group
+};
+
+// What torch keeps of a group to make others like it; nothing that a user would set.
+struct TentOptions final : ::c10d::Backend::Options {
+  explicit TentOptions(const Membership& membership);
 };
 
 class TentBackend final : public ::c10d::Backend {
@@ -38,7 +44,8 @@ class TentBackend final : public ::c10d::Backend {
   ~TentBackend() override;
 
   const std::string getBackendName() const override { return "tent"; }
-  c10::intrusive_ptr<Options> getBackendOptions() override { return options_; }
+  // A copy: torch writes the name and timeout of a new group into it before it splits this one.
+  c10::intrusive_ptr<Options> getBackendOptions() override;
   bool supportsCoalescing() const override { return true; }
   bool supportsSplitting() const override { return true; }
 
@@ -111,7 +118,6 @@ class TentBackend final : public ::c10d::Backend {
   const TentApi* const api_;
   const Membership membership_;
   const std::shared_ptr<GroupLink> link_;
-  const c10::intrusive_ptr<Options> options_;
   std::uint64_t group_ = 0;
   std::atomic<std::int64_t> timeout_ms_;
   std::atomic<std::uint64_t> sequence_{0};

@@ -105,6 +105,7 @@ TentBackend::WorkRef TentBackend::reduce(Tensors& tensors, const ::c10d::ReduceO
   const Complain complain = complain_as("reduce");
   check_root(complain, opts.rootRank, size_);
   check_single(complain, tensors);
+  ::c10d::assertRootTensor(complain, opts.rootTensor, std::int64_t(tensors.size()));
   const auto pending = begin();
   Call call{TENT_REDUCE, {}, {}};
   call.root = std::int32_t(opts.rootRank);

@@ -24,13 +24,15 @@ EngineOwner hold(py::object object) {
 c10::intrusive_ptr<TentBackend> make_backend(py::object engine, const py::capsule& table, int rank,
                                              int size, std::uint64_t context,
                                              std::vector<std::uint32_t> peers, std::string name,
-                                             std::chrono::milliseconds timeout) {
+                                             std::chrono::milliseconds timeout,
+                                             std::vector<std::uint64_t> global_ranks) {
   const auto* api = table.get_pointer<const TentApi>();
   TORCH_CHECK(api->version == TENT_API_VERSION,
               "torch_tent._engine and torch_tent._c10d are not of "
               "one build: build both again");
   TORCH_CHECK(peers.size() == std::size_t(size), "there must be one peer per rank");
-  Membership membership{rank, size, context, std::move(peers), std::move(name), timeout};
+  Membership membership{
+      rank, size, context, std::move(peers), std::move(name), timeout, std::move(global_ranks)};
   EngineOwner owner = hold(std::move(engine));
   const py::gil_scoped_release no_gil;
   return c10::make_intrusive<TentBackend>(api, std::move(owner), std::move(membership));
@@ -42,13 +44,20 @@ c10::intrusive_ptr<TentBackend> make_backend(py::object engine, const py::capsul
 
 PYBIND11_MODULE(_c10d, m) {
   using tent::TentBackend;
+  using tent::TentOptions;
   py::module_::import("torch.distributed");  // it knows the base class
   m.attr("torch_version") = TENT_TORCH_VERSION;
+  const auto copy = [](const TentOptions& self) { return c10::make_intrusive<TentOptions>(self); };
+  py::class_<TentOptions, ::c10d::Backend::Options, c10::intrusive_ptr<TentOptions>>(m, "Options")
+      .def("__copy__", copy)
+      .def("__deepcopy__", [copy](const TentOptions& self, const py::dict&) { return copy(self); });
   py::class_<TentBackend, ::c10d::Backend, c10::intrusive_ptr<TentBackend>>(m, "TentBackend")
+      .def_property_readonly("options", &TentBackend::getBackendOptions)
       .def_property_readonly("context",
                              [](const TentBackend& self) { return self.membership().context; })
       .def_property_readonly("peers",
                              [](const TentBackend& self) { return self.membership().peers; });
   m.def("make_backend", &tent::make_backend, py::arg("engine"), py::arg("table"), py::arg("rank"),
-        py::arg("size"), py::arg("context"), py::arg("peers"), py::arg("name"), py::arg("timeout"));
+        py::arg("size"), py::arg("context"), py::arg("peers"), py::arg("name"), py::arg("timeout"),
+        py::arg("global_ranks"));
 }

@@ -20,9 +20,7 @@ struct Collectives::Group final : Notices::Owner {
         id(number),
         ranks(std::move(map)),
         notices(collectives.transfers_, *this, ranks, ranks.context + 2) {}
-  void heard(std::int32_t rank, const std::string& why) override {
-    owner.lost(*this, rank, why, false);
-  }
+  void heard(std::int32_t rank, const std::string& why) override { owner.lost(*this, rank, why); }
   void quiet() override { owner.groups_.erase(id); }
 
   Collectives& owner;
@@ -73,7 +71,12 @@ void Collectives::remove_group(GroupId group) {
 void Collectives::abort(GroupId group, const std::string& why) {
   auto found = groups_.find(group);
   if (found == groups_.end()) return;
-  end_running(*found->second, {Code::Cancelled, why, ""}, true);
+  const std::shared_ptr<Group> held = found->second;
+  const std::int32_t rank = held->ranks.rank;
+  // The others would wait for this rank, in what it has left, until their own timeouts.
+  if (held->broken.ok())
+    held->notices.tell_all(rank, "rank " + std::to_string(rank) + " has aborted the process group");
+  end_running(*held, {Code::Cancelled, why, ""}, true);
 }
 
 // Ends what runs in the group, and refuses what comes later.
@@ -87,9 +90,11 @@ void Collectives::end_running(Group& group, const Status& why, bool also_lingeri
     if (auto found = running_.find(id); found != running_.end()) found->second->fail(why);
 }
 
-void Collectives::lost(Group& group, std::int32_t rank, const std::string& why, bool tell) {
+// Tells the others also what it was told itself: what ends here now is cancelled, and whoever hears
+// of that must have heard of its cause before. A session's messages keep their order.
+void Collectives::lost(Group& group, std::int32_t rank, const std::string& why) {
   if (!group.broken.ok()) return;
-  if (tell) group.notices.tell_all(rank, why);
+  group.notices.tell_all(rank, why);
   end_running(group, {Code::PeerLost, why, ""}, false);
 }
 
@@ -143,7 +148,7 @@ void Collectives::rank_lost(Execution& execution) {
   const CollectiveId id = running.id;
   const Status why = running.status();
   const std::shared_ptr<Group> group = running.group;
-  lost(*group, running.lost_rank(), why.text, true);
+  lost(*group, running.lost_rank(), why.text);
   if (auto found = running_.find(id); found != running_.end()) found->second->fail(why);
 }
 

@@ -37,7 +37,8 @@ class Collectives final : private Execution::Owner {
   GroupId add_group(RankMap ranks);
   // What still runs in it ends with an error, as in abort.
   void remove_group(GroupId group);
-  // Ends the group's collectives with Cancelled; new ones are refused with the same words.
+  // Ends the group's collectives with Cancelled; new ones are refused with the same words. The
+  // other ranks hear of it as of a lost rank: this one will not go on.
   void abort(GroupId group, const std::string& why);
   const RankMap* find_group(GroupId group) const;
 
@@ -60,7 +61,7 @@ class Collectives final : private Execution::Owner {
   void settled(Execution& execution) override;
   void drained(Execution& execution) override;
   void end_running(Group& group, const Status& why, bool also_lingering);
-  void lost(Group& group, std::int32_t rank, const std::string& why, bool tell);
+  void lost(Group& group, std::int32_t rank, const std::string& why);
 
   Transfers& transfers_;
   const Tuning tuning_;

@@ -190,6 +190,7 @@ void cancel(TentWork* work) {
 }
 
 void when_done(TentWork* work, void (*fn)(void*), void* context) {
+  work->owner->engine.notifier().lend_hand();
   try {
     Held held = work->owner->engine.hold();
     held->operations.call_at_end(work->operation, fn, context);

@@ -7,8 +7,10 @@
 
 #include <algorithm>
 #include <cerrno>
+#include <chrono>
 #include <stdexcept>
 #include <system_error>
+#include <thread>
 
 #include "engine/clock.h"
 #include "engine/works.h"
@@ -17,6 +19,8 @@ namespace tent {
 namespace {
 
 constexpr TimeNs kGoodbye = 20 * kMillisecond;  // for what was sent last to leave this process
+constexpr TimeNs kLinger = 5 * kSecond;         // for the last messages of ended collectives
+constexpr TimeNs kLingerPause = 100 * kMicrosecond;
 constexpr int kEndRounds = 100;
 
 const Status kClosed{Code::Cancelled, "the engine was closed while the transfer ran", ""};
@@ -103,11 +107,28 @@ void Engine::add_link(PeerId peer, const LinkInfo& info, const Connection& conne
 }
 
 void Engine::close() {
-  if (closed_.exchange(true) || forked()) return;
+  if (forked()) return;
+  linger();
+  if (closed_.exchange(true)) return;
   end_everything();
   events_.close();
   progress_.stop();
   notifier_.stop();
+}
+
+// The first message to a rank waits for a link to it, which the control plane makes meanwhile: so
+// the lock is free between two looks. Ranks that are lost are not waited for.
+void Engine::linger() {
+  for (const TimeNs until = now_ns() + kLinger; now_ns() < until;) {
+    try {
+      Held held = hold();
+      held->poll(now_ns());
+      if (works_->collectives.lingering() == 0) return;
+    } catch (const std::runtime_error&) {  // another thread has closed it
+      return;
+    }
+    std::this_thread::sleep_for(std::chrono::nanoseconds(kLingerPause));
+  }
 }
 
 // Whether the peers have acknowledged all that was sent: closing a link throws away what it still

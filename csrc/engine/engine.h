@@ -54,7 +54,8 @@ class Engine {
   const Progress& progress() const { return progress_; }
   const TentApi* c_api() const;
 
-  // Says bye, ends every transfer, joins the threads. A second caller returns at once.
+  // Lets collectives that have ended for their caller hand over their last messages, says bye, ends
+  // every transfer, joins the threads. A second caller returns at once.
   void close();
 
  private:
@@ -69,6 +70,7 @@ class Engine {
   bool wait_ready(Waitable& what, TimeNs until);
   void drive(Waitable& what, TimeNs until);
   void await_readers(SegmentId segment);
+  void linger();
   void end_everything();
   bool said_everything(Held& held);
   void open_or_throw();

@@ -1,21 +1,27 @@
-"""Stage: tests. Runs PyTorch's suite for backends: `python -m tests.conformance BACKEND RESULTS`.
+"""Stage: tests. Runs PyTorch's suite for backends: `python -m tests.conformance FOLDER`.
 
-BACKEND is "tent" or "gloo"; RESULTS a JSON file that is written: per test "passed", "failed" or
-"skipped", and why. A third argument is a pattern that the tests' names must match. Each test starts
-eight processes; one after the other.
+Writes FOLDER/SUITE.BACKEND.json for every Suite and backend: per test "passed", "failed" or
+"skipped", and why. `python -m tests.conformance FOLDER SUITE BACKEND [PATTERN]` runs one of them,
+and of it the tests whose names match the pattern. Each test starts its ranks as processes; one test
+after the other.
 """
 
 from __future__ import annotations
 
 import importlib
+import inspect
 import json
 import os
 import re
+import subprocess
 import sys
 import time
 import unittest
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+
+from tests.conformance.suites import BACKENDS, SUITES, Suite, suite_of
 
 
 class Recorder(unittest.TextTestResult):
@@ -47,19 +53,57 @@ class Recorder(unittest.TextTestResult):
         self.note(test, "skipped", reason)
 
 
-def run(results: Path, pattern: str = "") -> bool:
-    """Runs the tests whose names match; true when none failed."""
+def cases_in(tests: Any) -> Iterator[unittest.TestCase]:
+    for test in tests:
+        if isinstance(test, unittest.TestCase):
+            yield test
+        else:
+            yield from cases_in(test)
+
+
+def source_of(case: Any) -> str:
+    """The case's source with its decorators."""
+    name = case.id().rpartition(".")[2]
+    return inspect.getsource(inspect.unwrap(getattr(type(case), name)))
+
+
+def run(results: Path, what: Suite, pattern: str = "") -> bool:
+    """Runs the suite's cases whose names match; true when none failed."""
     # It reads the environment when it is imported.
-    suite: Any = importlib.import_module("tests.conformance.torch_suite")
-    tests = unittest.defaultTestLoader.loadTestsFromTestCase(suite.TestBackend)
-    chosen = unittest.TestSuite(t for t in tests if re.search(pattern, t.id()))
+    module: Any = importlib.import_module("tests.conformance.torch_suite")
+    tests = module.cases_of_groups() if what.ranks else module.cases_without_group()
+    chosen = unittest.TestSuite(
+        case
+        for case in cases_in(tests)
+        if re.search(pattern, case.id()) and what.marker in source_of(case)
+    )
     with open(os.devnull, "w") as nowhere:
         runner = unittest.TextTestRunner(stream=nowhere, resultclass=Recorder)
         recorder: Any = runner.run(chosen)
+    results.parent.mkdir(parents=True, exist_ok=True)
     results.write_text(json.dumps(recorder.found, indent=1, sort_keys=True))
     return not any(entry["result"] == "failed" for entry in recorder.found.values())
 
 
+def run_all(folder: Path) -> bool:
+    """Every suite on every backend, each in a process of its own; true when none failed."""
+    codes = [
+        subprocess.run(
+            [sys.executable, "-m", "tests.conformance", str(folder), suite.name, backend]
+        ).returncode
+        for suite in SUITES
+        for backend in BACKENDS
+    ]
+    return not any(codes)
+
+
+def main(folder: str, name: str = "", backend: str = "", pattern: str = "") -> bool:
+    if not name:
+        return run_all(Path(folder))
+    suite = suite_of(name)
+    os.environ |= {"BACKEND": backend, "WORLD_SIZE": str(suite.ranks), "LIKE": suite.like}
+    return run(Path(folder) / f"{name}.{backend}.json", suite, pattern)
+
+
 if __name__ == "__main__":
-    os.environ["BACKEND"] = sys.argv[1]
-    sys.exit(0 if run(Path(sys.argv[2]), *sys.argv[3:4]) else 1)
+    sys.exit(0 if main(*sys.argv[1:]) else 1)

@@ -1,7 +1,6 @@
-"""Stage: tests. Writes docs/conformance.md out of the results of two runs of PyTorch's suite.
+"""Stage: tests. Writes docs/conformance.md out of the results of PyTorch's suite.
 
-A program: `python -m tests.conformance.table TENT.json GLOO.json`. Also imported by the test, for
-`defects`.
+A program: `python -m tests.conformance.table FOLDER`. Also imported by the test, for `defects`.
 """
 
 from __future__ import annotations
@@ -14,22 +13,26 @@ from typing import Any
 
 import torch
 
+from tests.conformance.suites import BACKENDS, SUITES
+
 Results = dict[str, dict[str, Any]]
+Pair = tuple[Results, Results]  # on tent, on gloo
 PAGE = Path(__file__).resolve().parent.parent.parent / "docs/conformance.md"
-# Tests that gloo passes, and no backend from outside of torch can.
-ARGUED = {
-    "test_ddp_logging_data_cpu": "DDP's logger asks the process group for the backend's name, and "
-    "torch's ProcessGroup calls every backend that is not its own `custom`; a backend has no say.",
-}
+ARGUED_PAGE = Path(__file__).resolve().parent / "argued.md"
+# Tests that gloo passes, and no backend from outside of torch can: argued.md says why.
+ARGUED = frozenset({"test_ddp_logging_data_cpu"})
 HEAD = """# PyTorch's suite for backends
 
-`torch/testing/_internal/distributed/distributed_test.py` of torch {version}, eight ranks on one
-host without a GPU, on "tent" and, as control, on "gloo". None of its assertions is changed. Inside
-it, the name "tent" compares equal to "gloo", because it skips by the backend's name
-(`tests/conformance/torch_suite.py` says how). This page is made by `make conformance`.
+`torch/testing/_internal/distributed/distributed_test.py` of torch {version}, on one host without a
+GPU, on "tent" and, as control, on "gloo". None of its assertions is changed. Inside it, the
+backend's name compares equal to "gloo" too, because it skips by name; in one run to "mpi", the only
+backend that it asks for all_to_all of CPU tensors (`tests/conformance/torch_suite.py` says how).
+The file has 315 functions named `test_`: {cases} cases on a backend, {plain} on the sizes of DDP's
+buckets, which know no backend, and the rest are functions inside of others. This page is made by
+`make conformance`.
 
-| | tent | gloo |
-|---|---|---|
+| suite | backend | cases | passed | failed | skipped |
+|---|---|---|---|---|---|
 """
 
 
@@ -43,32 +46,86 @@ def defects(tent: Results, gloo: Results) -> list[str]:
     passing = {name for name, entry in gloo.items() if entry["result"] == "passed"}
     failing = {name for name, entry in tent.items() if entry["result"] == "failed"}
     lost = {name for name in passing if tent[name]["result"] != "passed"}
-    return sorted((failing | lost) - set(ARGUED))
+    return sorted((failing | lost) - ARGUED)
 
 
-def page(tent: Results, gloo: Results) -> str:
+def load(folder: Path) -> list[Pair]:
+    """The results of every suite, in the order of SUITES."""
+
+    def results(name: str, backend: str) -> Results:
+        found: Results = json.loads((folder / f"{name}.{backend}.json").read_text())
+        return found
+
+    return [(results(suite.name, "tent"), results(suite.name, "gloo")) for suite in SUITES]
+
+
+def page(pairs: list[Pair]) -> str:
     """The page's text."""
-    lines = [HEAD.format(version=torch.__version__.partition("+")[0])]
-    rows = [("tests", str(len(tent)), str(len(gloo)))]
-    for what in ("passed", "failed", "skipped"):
-        rows.append((what, str(count(tent, what)), str(count(gloo, what))))
-    lines += [f"| {' | '.join(row)} |\n" for row in rows]
-    bad = defects(tent, gloo)
-    lines.append("\n## What gloo passes and tent does not\n\n")
-    lines += [f"- `{name}`: {tent[name]['why'].strip().splitlines()[-1]}\n" for name in bad]
-    lines += [f"- `{name}`: {why}\n" for name, why in ARGUED.items() if name in tent]
-    lines.append("\n## Why tests are skipped\n\n| reason | tent | gloo |\n|---|---|---|\n")
-    reasons = [
-        Counter(entry["why"] for entry in results.values() if entry["result"] == "skipped")
-        for results in (tent, gloo)
+    version = torch.__version__.partition("+")[0]
+    head = HEAD.format(version=version, cases=len(pairs[0][0]), plain=len(pairs[-1][0]))
+    parts = [head, *totals(pairs), *not_passed(pairs), *reasons(pairs), *cases(pairs)]
+    return "".join(parts)
+
+
+def totals(pairs: list[Pair]) -> list[str]:
+    lines = []
+    for suite, pair in zip(SUITES, pairs, strict=True):
+        for backend, results in zip(BACKENDS, pair, strict=True):
+            numbers = [len(results), *(count(results, w) for w in ("passed", "failed", "skipped"))]
+            lines.append(f"| {suite.title} | {backend} | {' | '.join(map(str, numbers))} |\n")
+    return lines
+
+
+def not_passed(pairs: list[Pair]) -> list[str]:
+    """What gloo passes and tent does not, or fails on tent."""
+    lines = ["\n## What gloo passes and tent does not\n\n"]
+    for suite, (tent, gloo) in zip(SUITES, pairs, strict=True):
+        for name in defects(tent, gloo):
+            why = tent[name]["why"].strip().splitlines() or ["?"]
+            lines.append(f"- `{name}` ({suite.title}): {tent[name]['result']}: {why[-1]}\n")
+    return [*lines, ARGUED_PAGE.read_text()]
+
+
+def reason_of(entry: dict[str, Any], backend: str) -> str:
+    why: str = entry["why"].strip()
+    return why.replace(f"requires backend {backend}", "requires the backend")
+
+
+def reasons(pairs: list[Pair]) -> list[str]:
+    """Why cases are skipped, with their number per suite: on tent and, where it differs, gloo."""
+    counted = [
+        [
+            Counter(reason_of(e, backend) for e in found.values() if e["result"] == "skipped")
+            for backend, found in zip(BACKENDS, pair, strict=True)
+        ]
+        for pair in pairs
     ]
-    for reason, number in sorted(reasons[0].items(), key=lambda item: (-item[1], item[0])):
-        lines.append(f"| {reason.strip()} | {number} | {reasons[1].get(reason, 0)} |\n")
-    lines.append("\n## Tests that ran on tent\n\n")
-    ran = sorted(name for name, entry in tent.items() if entry["result"] != "skipped")
-    lines += [f"- `{name}`: {tent[name]['result']}\n" for name in ran]
-    return "".join(lines)
+    total: Counter[str] = Counter()
+    for tent, gloo in counted:
+        total += tent | gloo
+    lines = ["\n## Why cases are skipped\n\nOn tent; where gloo differs, its number follows.\n\n"]
+    lines.append(f"| reason | {' | '.join(suite.name for suite in SUITES)} |\n")
+    lines.append("|---" * (1 + len(SUITES)) + "|\n")
+    for reason, _ in sorted(total.items(), key=lambda item: (-item[1], item[0])):
+        cells = [
+            str(tent[reason]) + (f" (gloo {gloo[reason]})" if gloo[reason] != tent[reason] else "")
+            for tent, gloo in counted
+        ]
+        lines.append(f"| {reason} | {' | '.join(cells)} |\n")
+    return lines
+
+
+def cases(pairs: list[Pair]) -> list[str]:
+    """Every case that ran on tent, with the suites in which it passed."""
+    ran: dict[str, list[str]] = {}
+    for suite, (tent, _) in zip(SUITES, pairs, strict=True):
+        for name, entry in tent.items():
+            if entry["result"] != "skipped":
+                failed = "" if entry["result"] == "passed" else f" {entry['result']}"
+                ran.setdefault(name, []).append(suite.name + failed)
+    lines = [f"\n## The {len(ran)} cases that ran on tent, and the suites in which they passed\n\n"]
+    return lines + [f"- `{name}`: {', '.join(where)}\n" for name, where in sorted(ran.items())]
 
 
 if __name__ == "__main__":
-    PAGE.write_text(page(*(json.loads(Path(name).read_text()) for name in sys.argv[1:3])))
+    PAGE.write_text(page(load(Path(sys.argv[1]))))

@@ -1,0 +1,1 @@
+"""Stage: tests. Programs on torch.distributed, unchanged but for the backend's name."""
