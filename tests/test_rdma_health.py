@@ -67,6 +67,22 @@ def test_a_healthy_host_needs_no_advice(host: Host) -> None:
     assert "2 of 2 port(s) chosen" in found["RDMA"][2]
 
 
+def test_whether_rails_are_made_is_said_beside_the_ports(
+    host: Host, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    host.roce(0)
+    monkeypatch.setattr(rdma_health, "TRANSPORTS", ("shm", "tcp"))
+    assert host.findings()["RDMA"][1:3] == (
+        "note",
+        "1 of 1 port(s) chosen: mlx5_0:1; this version moves bytes over shared memory and TCP only",
+    )
+    monkeypatch.setattr(rdma_health, "TRANSPORTS", ("shm", "tcp", "rdma"))
+    off = rdma_health.rdma(Settings(transports=("tcp",)), host.sys.root)[0]
+    assert off[2].endswith("; off: rdma is not in TENT_TRANSPORTS")
+    monkeypatch.setattr(rdma_health, "_unused", lambda settings: "")
+    assert host.findings()["RDMA"][1] == "ok"
+
+
 def test_a_host_without_devices_is_told_how_to_get_one(host: Host) -> None:
     [(_, state, text, advice, _)] = host.findings().values()
     assert (state, "no device" in text, "rdma_rxe" in advice) == ("note", True, True)

@@ -17,7 +17,7 @@ from .errors import SettingsError
 from .hardware import Found
 from .rdma_choice import chosen_ports
 from .rdma_ports import SYS, RdmaPort, rdma_ports
-from .settings import Settings
+from .settings import TRANSPORTS, Settings
 
 DEVICES = Path("/dev/infiniband")
 STATUS = Path("/proc/self/status")
@@ -33,18 +33,28 @@ def rdma(settings: Settings, sys: Path = SYS) -> list[Found]:
     facts: dict[str, Any] = {"ports": [_facts(port) for port in found]}
     if not found and settings.rdma_devices is None:
         advice = "load its driver; without hardware, rdma_rxe makes one of any network interface"
-        return [(TOPIC, "note", f"no device: {hardware.NOT_YET}", advice, facts)]
+        text = "no device: bytes go over shared memory and TCP"
+        return [(TOPIC, "note", text, advice, facts)]
     try:
         chosen = chosen_ports(settings.rdma_devices, found)
     except SettingsError as error:
         return [(TOPIC, "bad", str(error), "correct or unset TENT_RDMA_DEVICES", facts)]
     lacking = [*_library(), *_access(chosen), *_memlock()]
     names = ", ".join(port.name for port in chosen)
-    text = f"{len(chosen)} of {len(found)} port(s) chosen: {names}; {hardware.NOT_YET}"
+    unused = _unused(settings)
+    ready = not unused and not lacking and any(not port.trouble for port in chosen)
+    text = f"{len(chosen)} of {len(found)} port(s) chosen: {names}{unused}"
     facts["chosen"] = [port.name for port in chosen]
     facts["lacking"] = lacking
-    host = (TOPIC, "note", text, "; ".join(lacking), facts)
+    host = (TOPIC, "ok" if ready else "note", text, "; ".join(lacking), facts)
     return [host, *(_port(port) for port in chosen), *_mtus(chosen)]
+
+
+def _unused(settings: Settings) -> str:
+    """Why no rail will end on a port, however healthy it is."""
+    if "rdma" not in TRANSPORTS:
+        return f"; {hardware.NOT_YET}"
+    return "" if "rdma" in settings.transports else "; off: rdma is not in TENT_TRANSPORTS"
 
 
 def _library() -> list[str]:
