@@ -66,11 +66,13 @@ def until_it_fails(
     return failed, words, x.sum().item() / max(count, 1)
 
 
-def lose(number: int, folder: Path, kind: str, count: int, delay: float, timeout: float) -> Any:
+def lose(
+    number: int, folder: Path, kind: str, count: int, delay: float, timeout: float, **env: str
+) -> Any:
     """Lets three ranks work, takes one away with a signal; its time, and what the others say."""
     size, lost = 3, random.randrange(3)
     arguments = (str(folder), kind, count, lost, timeout)
-    with Processes(until_it_fails, size, *arguments) as ranks:
+    with Processes(until_it_fails, size, *arguments, env=env) as ranks:
         deadline = time.monotonic() + READY_S
         while len(list(folder.glob("ready*"))) < size:
             assert time.monotonic() < deadline, "the ranks did not meet"
@@ -112,6 +114,23 @@ def test_a_stopped_rank_is_named_after_the_timeout(kind: str, tmp_path: Path, se
     # Who waited for the stopped rank itself says so; the other waited for that one.
     assert any(str(lost) in words.partition("waiting for rank")[2] for _, words, _ in said), said
     assert all(1.9 <= failed - gone < 2.1 + NOTICED_S for failed, _, _ in said), said
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_rank_that_keeps_silent_is_lost_and_named_by_all(
+    kind: str, tmp_path: Path, seed: int
+) -> None:
+    random.seed(seed)
+    count = random.choice([1, 5000, 300_000])
+    lost, gone, said = lose(
+        signal.SIGSTOP, tmp_path, kind, count, 0.05, 40.0, TENT_PEER_TIMEOUT_S="2"
+    )
+    assert len(said) == 2
+    for failed, words, total in said:
+        assert words.startswith("DistNetworkError: "), words
+        assert f"rank {lost} is lost" in words, words
+        assert 1.9 <= failed - gone < 2 + NOTICED_S, words
+        assert total == 2
 
 
 # ---- ranks that come late, or not at all ---------------------------------------------------------

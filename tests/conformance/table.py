@@ -13,10 +13,10 @@ from typing import Any
 
 import torch
 
-from tests.conformance.suites import BACKENDS, SUITES
+from tests.conformance.suites import BACKENDS, SUITES, Suite
 
 Results = dict[str, dict[str, Any]]
-Pair = tuple[Results, Results]  # on tent, on gloo
+Pair = tuple[Suite, Results, Results]  # on tent, on gloo
 PAGE = Path(__file__).resolve().parent.parent.parent / "docs/conformance.md"
 ARGUED_PAGE = Path(__file__).resolve().parent / "argued.md"
 # Tests that gloo passes, and no backend from outside of torch can: argued.md says why.
@@ -50,26 +50,30 @@ def defects(tent: Results, gloo: Results) -> list[str]:
 
 
 def load(folder: Path) -> list[Pair]:
-    """The results of every suite, in the order of SUITES."""
-
-    def results(name: str, backend: str) -> Results:
-        found: Results = json.loads((folder / f"{name}.{backend}.json").read_text())
-        return found
-
-    return [(results(suite.name, "tent"), results(suite.name, "gloo")) for suite in SUITES]
+    """The results of every suite that ran on both backends, in the order of SUITES."""
+    pairs: list[Pair] = []
+    for suite in SUITES:
+        files = [folder / f"{suite.name}.{backend}.json" for backend in BACKENDS]
+        if all(file.exists() for file in files):
+            tent, gloo = (json.loads(file.read_text()) for file in files)
+            pairs.append((suite, tent, gloo))
+    return pairs
 
 
 def page(pairs: list[Pair]) -> str:
     """The page's text."""
     version = torch.__version__.partition("+")[0]
-    head = HEAD.format(version=version, cases=len(pairs[0][0]), plain=len(pairs[-1][0]))
-    parts = [head, *totals(pairs), *not_passed(pairs), *reasons(pairs), *cases(pairs)]
+    sizes = {suite.name: len(tent) for suite, tent, _ in pairs}
+    head = HEAD.format(version=version, cases=sizes["three"], plain=sizes["buckets"])
+    ran = {suite for suite, _, _ in pairs}
+    missing = [f"\nNot run for this page: {s.title}.\n" for s in SUITES if s not in ran]
+    parts = [head, *totals(pairs), *missing, *not_passed(pairs), *reasons(pairs), *cases(pairs)]
     return "".join(parts)
 
 
 def totals(pairs: list[Pair]) -> list[str]:
     lines = []
-    for suite, pair in zip(SUITES, pairs, strict=True):
+    for suite, *pair in pairs:
         for backend, results in zip(BACKENDS, pair, strict=True):
             numbers = [len(results), *(count(results, w) for w in ("passed", "failed", "skipped"))]
             lines.append(f"| {suite.title} | {backend} | {' | '.join(map(str, numbers))} |\n")
@@ -79,7 +83,7 @@ def totals(pairs: list[Pair]) -> list[str]:
 def not_passed(pairs: list[Pair]) -> list[str]:
     """What gloo passes and tent does not, or fails on tent."""
     lines = ["\n## What gloo passes and tent does not\n\n"]
-    for suite, (tent, gloo) in zip(SUITES, pairs, strict=True):
+    for suite, tent, gloo in pairs:
         for name in defects(tent, gloo):
             why = tent[name]["why"].strip().splitlines() or ["?"]
             lines.append(f"- `{name}` ({suite.title}): {tent[name]['result']}: {why[-1]}\n")
@@ -98,14 +102,14 @@ def reasons(pairs: list[Pair]) -> list[str]:
             Counter(reason_of(e, backend) for e in found.values() if e["result"] == "skipped")
             for backend, found in zip(BACKENDS, pair, strict=True)
         ]
-        for pair in pairs
+        for _, *pair in pairs
     ]
     total: Counter[str] = Counter()
     for tent, gloo in counted:
         total += tent | gloo
     lines = ["\n## Why cases are skipped\n\nOn tent; where gloo differs, its number follows.\n\n"]
-    lines.append(f"| reason | {' | '.join(suite.name for suite in SUITES)} |\n")
-    lines.append("|---" * (1 + len(SUITES)) + "|\n")
+    lines.append(f"| reason | {' | '.join(suite.name for suite, _, _ in pairs)} |\n")
+    lines.append("|---" * (1 + len(pairs)) + "|\n")
     for reason, _ in sorted(total.items(), key=lambda item: (-item[1], item[0])):
         cells = [
             str(tent[reason]) + (f" (gloo {gloo[reason]})" if gloo[reason] != tent[reason] else "")
@@ -118,7 +122,7 @@ def reasons(pairs: list[Pair]) -> list[str]:
 def cases(pairs: list[Pair]) -> list[str]:
     """Every case that ran on tent, with the suites in which it passed."""
     ran: dict[str, list[str]] = {}
-    for suite, (tent, _) in zip(SUITES, pairs, strict=True):
+    for suite, tent, _ in pairs:
         for name, entry in tent.items():
             if entry["result"] != "skipped":
                 failed = "" if entry["result"] == "passed" else f" {entry['result']}"

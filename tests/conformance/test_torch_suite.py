@@ -20,7 +20,9 @@ HOUR_S = 3600
 def test_what_runs_on_gloo_runs_on_tent(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "tests.conformance", str(tmp_path)]
     subprocess.run(command, cwd=ROOT, stdout=subprocess.DEVNULL, timeout=2 * HOUR_S)
-    for suite, (tent, gloo) in zip(SUITES, load(tmp_path), strict=True):
+    pairs = load(tmp_path)
+    assert len(pairs) == len(SUITES)
+    for suite, tent, gloo in pairs:
         assert count(gloo, "passed") >= 8, "the control itself does not work"
         assert defects(tent, gloo) == [], suite.title
         assert count(tent, "passed") + 1 >= count(gloo, "passed"), suite.title
