@@ -92,7 +92,7 @@ def digest(paths: list[Path], salt: str) -> str:
 def run(arguments: list[str]) -> None:
     """Runs the compiler; its messages are the error."""
     environment = {name: value for name, value in os.environ.items() if name != "LD_PRELOAD"}
-    compiler = environment.get("CXX", "g++")
-    done = subprocess.run([compiler, *arguments], capture_output=True, text=True, env=environment)
+    command = [*environment.get("CXX", "g++").split(), *arguments]
+    done = subprocess.run(command, capture_output=True, text=True, env=environment)
     if done.returncode != 0:
         raise RuntimeError(f"the transport contract does not compile:\n{done.stderr}")
