@@ -6,6 +6,7 @@ PYTHON ?= python3
 TORCH ?= torch==2.13.0
 WORKERS ?= 2
 MINUTES ?= 30
+FUZZ_SECONDS ?= 60
 PYTEST_ARGS ?=
 DEMO_ARGS ?=
 BENCH_ARGS ?=
@@ -48,6 +49,10 @@ conformance: build
 # The engine's tests under AddressSanitizer, UBSan and ThreadSanitizer.
 sanitize: $(READY)
 	tests/sanitize.sh
+
+# libFuzzer (needs clang) on the wire and the frame reader; tickets and handshakes in Python.
+fuzz: build
+	$(PY) -m tests.fuzz --seconds $(FUZZ_SECONDS)
 
 # Random transfers while links and processes fail, for MINUTES; every byte is checked.
 soak: build

@@ -94,8 +94,9 @@ def test_cpp_functions_are_short(path: Path) -> None:
 @each([path for path in CPP if path.suffix == ".cpp"])
 def test_every_cpp_file_has_its_header(path: Path) -> None:
     """Named like it, like the first part of its name (`session_time.cpp`, `session.h`) or like its
-    folder; apart from those that nobody includes: Python bindings and programs."""
-    entry = re.search(r"^(PYBIND11_MODULE\(|int main\()", path.read_text(), re.MULTILINE)
+    folder; apart from those that nobody includes: Python bindings, programs, fuzz targets."""
+    entries = r'^(PYBIND11_MODULE\(|int main\(|extern "C" int LLVMFuzzerTestOneInput\()'
+    entry = re.search(entries, path.read_text(), re.MULTILINE)
     names = [path.stem, path.stem.split("_")[0], path.parent.name]
     assert entry or any((path.parent / f"{name}.h").exists() for name in names)
 

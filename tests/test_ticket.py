@@ -91,6 +91,12 @@ def test_any_body_with_a_right_envelope_is_refused(body: bytes) -> None:
         Ticket.decode(data)
 
 
+def test_text_that_is_no_text_is_refused() -> None:
+    body = msgspec.msgpack.encode(ticket()).replace(b"host:77", b"host\x8077")
+    with pytest.raises(TicketError, match="malformed"):
+        Ticket.decode(envelope.wrap(b"T", msgspec.Raw(body)))  # type: ignore[arg-type]
+
+
 def test_foreign_bytes_and_other_kinds_are_told_apart() -> None:
     with pytest.raises(TicketError, match="not a ticket of torch_tent: they begin with b'\\\\x80"):
         Ticket.decode(b"\x80\x04pickle and more than twenty bytes")

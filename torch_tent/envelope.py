@@ -76,5 +76,5 @@ def unwrap(kind: bytes, data: bytes | bytearray | memoryview, decoder: Decoder[S
         raise TicketError(f"the {name} is damaged: its checksum is wrong")
     try:
         return decoder.decode(body)
-    except (msgspec.DecodeError, RecursionError) as error:
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise TicketError(f"the {name} is malformed: {error}") from None

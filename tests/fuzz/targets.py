@@ -18,7 +18,7 @@ ROOT = Path(__file__).resolve().parent.parent.parent
 CORPUS = Path(__file__).resolve().parent / "corpus"
 TARGETS = ("wire", "frames")
 SOURCES = ("core/*.cpp", "transports/frame_reader.cpp", "transports/inline_slices.cpp")
-COMMON = ["-std=c++20", "-O1", "-g1", f"-I{ROOT / 'csrc'}", f"-I{ROOT / 'tests/native'}"]
+COMMON = ["-std=c++20", "-O1", "-g1", f"-I{ROOT / 'csrc'}"]
 SANITIZERS = "address,undefined"
 # The newest first; Debian and Ubuntu put the version into the name.
 CLANGS = ["clang++", *(f"clang++-{version}" for version in range(25, 13, -1))]
@@ -55,9 +55,9 @@ def build_fuzzers(compiler: str, folder: Path) -> dict[str, Path]:
 def build_replay(name: str, objects: Sequence[Path], flags: Sequence[str], made: Path) -> None:
     """A target as a program that runs each file of a folder, linked with compiled sources."""
     compiler = os.environ.get("CXX", "g++").split()
-    source = str(ROOT / "tests/native" / f"fuzz_{name}.cpp")
-    words = [*COMMON, "-Wall", "-Wextra", "-Werror", "-DTENT_REPLAY", "-pthread", *flags]
-    run([*compiler, *words, source, *map(str, objects), "-o", str(made)])
+    sources = [str(ROOT / "tests/native" / f"{file}.cpp") for file in (f"fuzz_{name}", "replay")]
+    words = [*COMMON, "-Wall", "-Wextra", "-Werror", "-pthread", *flags]
+    run([*compiler, *words, *sources, *map(str, objects), "-o", str(made)])
 
 
 def run(command: Sequence[str]) -> None:

@@ -1,7 +1,7 @@
 // Stage: tests. Fuzz target: what a hostile or broken peer may send on a link, from the first byte
 // to what the Node makes of it. The reader of TCP links brings frames to a Node that has a segment
 // and transfers of every kind under way; whatever comes, only open memory may be written.
-// Called by libFuzzer, or by replay.h. An input is a list of steps: frames whose magic, size and
+// Called by libFuzzer, or by replay.cpp. An input is a list of steps: frames whose magic, size and
 // numbers are made right unless the step says otherwise, raw bytes, and short reads.
 #include <algorithm>
 #include <array>
@@ -10,7 +10,6 @@
 #include <memory>
 
 #include "core/node.h"
-#include "replay.h"
 #include "transports/frame_reader.h"
 #include "transports/inline_slices.h"
 
@@ -30,7 +29,7 @@ class Steps {
   T take() {
     T value{};
     const std::size_t bytes = std::min(sizeof value, left_);
-    std::memcpy(&value, data_, bytes);
+    if (bytes > 0) std::memcpy(&value, data_, bytes);
     skip(bytes);
     return value;
   }
@@ -62,7 +61,7 @@ class Stream final : public ByteStream {  // what has been sent and not yet read
     for (int n = 0; n < count; ++n) {
       const std::size_t most = std::min(bytes_.size() - at_, limit_ - got);
       const std::size_t taken = std::min<std::size_t>(parts[n].iov_len, most);
-      std::memcpy(parts[n].iov_base, bytes_.data() + at_, taken);
+      if (taken > 0) std::memcpy(parts[n].iov_base, bytes_.data() + at_, taken);
       at_ += taken;
       got += taken;
       if (taken < parts[n].iov_len) break;

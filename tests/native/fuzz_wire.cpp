@@ -1,12 +1,11 @@
 // Stage: tests. Fuzz target: any bytes as a header, a control message or an opening. What is
 // accepted must survive the journey, and stay inside its own bounds.
-// Called by libFuzzer, or by tests/native/replay.h for each file of the corpus.
+// Called by libFuzzer, or by replay.cpp for each file of the corpus.
 #include <cstdlib>
 #include <cstring>
 
 #include "core/segments.h"
 #include "core/wire.h"
-#include "replay.h"
 
 namespace tent {
 namespace {

@@ -50,9 +50,16 @@ class Hall:
     """For one guest, by one way."""
 
     def __init__(
-        self, engine: tent.Engine, group: Any, label: str, told: Told, quarantine: Quarantine
+        self,
+        engine: tent.Engine,
+        group: Any,
+        guest_is_there: Callable[[], bool],
+        label: str,
+        told: Told,
+        quarantine: Quarantine,
     ) -> None:
         self._group, self._engine = group, engine
+        self._guest_is_there, self._met = guest_is_there, False
         self._label, self._told, self._quarantine = label, told, quarantine
         self._lot = torch.zeros(LOT_BYTES, dtype=torch.uint8)
         self._layers = new_layers()
@@ -113,6 +120,11 @@ class Hall:
         self._engine.send(answer, 1, NOTED, group=self._group).wait(WAIT_S)
 
     def _messages(self) -> None:
+        # One that dies on its way never joins the group, and a store waits long for it.
+        self._met = self._met or self._guest_is_there()
+        if not self._met:
+            time.sleep(PAUSE_S)
+            return
         header = torch.zeros(HEADER, dtype=torch.int64)
         self._receive(header, MESSAGE)
         if self._closed:

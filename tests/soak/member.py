@@ -9,6 +9,7 @@ knows whether it may.
 from __future__ import annotations
 
 import faulthandler
+import gc
 import random
 import signal
 import threading
@@ -92,9 +93,12 @@ class Member:
     def _came(self, way: str, peer: str, meeting: int) -> None:
         """A peer is there: it gets a hall of its own, and hears of it."""
         engine = self._engines[way]
-        group = engine.join(self._store.clone(), 0, 2, f"{way} {self.name} {meeting}")
+        name = f"{way} {self.name} {meeting}"
+        store = self._store.clone()
+        group = engine.join(store, 0, 2, name)
         label = f"{peer} in {self.name} by {way}, meeting {meeting}"
-        hall = Hall(engine, group, label, self._teller(meeting), self._quarantine)
+        told = self._teller(meeting)
+        hall = Hall(engine, group, lambda: store.check([name]), label, told, self._quarantine)
         self._halls[way, peer, meeting] = hall
         self.say("invites", way, peer, meeting, hall.tickets())
 
@@ -104,7 +108,10 @@ class Member:
             return
         engine = self._engines[way]
         # A store waits for one key at a time: a connection for each.
-        group = engine.join(self._store.clone(), 1, 2, f"{way} {peer} {meeting}")
+        name = f"{way} {peer} {meeting}"
+        store = self._store.clone()
+        group = engine.join(store, 1, 2, name)
+        store.set(name, "joined")
         label = f"{peer} by {way}, meeting {meeting}"
         told, seed = self._teller(meeting), self._chance.getrandbits(30)
         visit = Visit(engine, group, tickets, label, told, self._quarantine, seed)
@@ -118,6 +125,8 @@ class Member:
                 if isinstance(room, Visit):
                     self._past += room.done + Counter(bytes=room.bytes)
                 room.close()
+                del room
+        gc.collect()  # A visit refers to itself, and its memory is not seen by the collector.
 
     def _rest(self) -> None:
         """The end begins: no more transfers. Others may still be in our halls."""

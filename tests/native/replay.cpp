@@ -1,18 +1,14 @@
-// Stage: tests. The end of every fuzz target: what libFuzzer calls; and, without libFuzzer, a
-// main() that calls it with the content of each file in the folders that are named.
-#pragma once
-
+// Stage: tests. The program around a fuzz target where there is no libFuzzer: calls it with the
+// content of each file in the folders that are named. Linked by tests/fuzz/targets.py.
 #include <cstddef>
 #include <cstdint>
-
-extern "C" int LLVMFuzzerTestOneInput(const std::uint8_t* data, std::size_t size);
-
-#ifdef TENT_REPLAY
 #include <cstdio>
 #include <filesystem>
 #include <fstream>
 #include <iterator>
 #include <vector>
+
+extern "C" int LLVMFuzzerTestOneInput(const std::uint8_t* data, std::size_t size);
 
 int main(int count, char** words) {
   std::size_t files = 0;
@@ -31,4 +27,3 @@ int main(int count, char** words) {
   std::printf("%zu inputs\n", files);
   return files == 0;
 }
-#endif
