@@ -221,7 +221,7 @@ def test_no_stray_byte_lands_after_the_end(fabric: Fabric, end: str) -> None:
         fabric.rate(device, 100e6, 20e-6)
         fabric.lingers(device)
     with Two() as two:
-        for _ in range(4):
+        for _ in range(3):
             memory, segment, remote = two.landing(16 * MIB)
             transfer = two.near.write(noise(16 * MIB), remote)
             until(lambda seen=memory: seen[:: 64 << 10].any())
@@ -235,22 +235,8 @@ def test_no_stray_byte_lands_after_the_end(fabric: Fabric, end: str) -> None:
             if end != "cancel":
                 with pytest.raises(tent.AccessError):
                     transfer.wait(20)
-            two.near.write(noise(MIB), two.landing(MIB)[2]).wait(20)
+            _, other, after = two.landing(MIB)
+            two.near.write(noise(MIB), after).wait(20)  # comes behind whatever was under way
             assert bool((memory == 0xA5).all())
             segment.close()
-
-
-def test_refused_registrations_are_said_once_in_the_log(
-    fabric: Fabric, caplog: pytest.LogCaptureFixture
-) -> None:
-    for device in range(4):
-        fabric.refuse(device, errno.ENOMEM, above=256 << 10)
-    with Two() as two:
-        memory, segment, remote = two.landing(4 * MIB)
-        for _ in range(2):
-            two.near.write(noise(4 * MIB), remote, require="rdma").wait(20)
-        until(lambda: "ulimit -l" in caplog.text)
-        said = [r for r in caplog.records if "cannot be registered" in r.getMessage()]
-        assert len(said) <= 2  # each engine once
-        assert memory.any()
-        segment.close()
+            other.close()
