@@ -25,13 +25,20 @@ ROOT = Path(__file__).resolve().parent.parent
 BUILD = ROOT / "build" / "transport_contract"
 NAME = "transport_contract"
 CORE, TRANSPORTS = ROOT / "csrc" / "core", ROOT / "csrc" / "transports"
+DRIVERS = ROOT / "csrc" / "drivers"
+FAKE = [ROOT / "tests" / "native" / f"fake_{name}.cpp" for name in ("verbs", "fabric")]
 SOURCES = [
     ROOT / "tests" / "native" / f"{NAME}.cpp",
     CORE / "layout.cpp",
     CORE / "wire.cpp",
-    *sorted(TRANSPORTS.glob("*.cpp")),
+    *sorted(TRANSPORTS.rglob("*.cpp")),
+    *sorted(DRIVERS.glob("*.cpp")),
 ]
-HEADERS = [*(CORE / f"{name}.h" for name in ("types", "layout", "wire")), *TRANSPORTS.glob("*.h")]
+HEADERS = [
+    *(CORE / f"{name}.h" for name in ("types", "origin", "layout", "wire")),
+    *TRANSPORTS.rglob("*.h"),
+]
+HEADERS += DRIVERS.glob("*.h")
 FLAGS = ["-std=c++20", "-O1", "-g1", "-fPIC", "-fvisibility=hidden", "-pthread"]
 FLAGS += ["-Wall", "-Wextra", "-Werror"]
 SANITIZERS = {
@@ -50,6 +57,21 @@ def contract() -> ModuleType:
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
+
+
+@cache
+def fake_verbs() -> str:
+    """The file of the fake libibverbs."""
+    BUILD.mkdir(parents=True, exist_ok=True)
+    headers = [*DRIVERS.glob("*.h"), *FAKE[0].parent.glob("fake*.h")]
+    library = BUILD / f"libfakeverbs-{digest([*FAKE, *sorted(headers)], ' '.join(FLAGS))}.so"
+    with (BUILD / "lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not library.exists():
+            includes = [f"-I{folder}" for folder in (ROOT / "csrc", FAKE[0].parent)]
+            run(["-shared", *FLAGS, *includes, *map(str, FAKE), "-o", f"{library}.new"])
+            os.rename(f"{library}.new", library)
+    return str(library)
 
 
 def build() -> Path:
