@@ -159,6 +159,22 @@ def test_memory_that_cannot_be_registered_goes_another_way(fabric: Fabric) -> No
         segment.close()
 
 
+def test_refused_registrations_are_said_once_in_the_log(
+    fabric: Fabric, caplog: pytest.LogCaptureFixture
+) -> None:
+    for device in range(4):
+        fabric.refuse(device, errno.ENOMEM, above=256 << 10)
+    with Two() as two:
+        memory, segment, remote = two.landing(4 * MIB)
+        for _ in range(2):
+            two.near.write(noise(4 * MIB), remote, require="rdma").wait(20)
+        until(lambda: "ulimit -l" in caplog.text)
+        said = [r for r in caplog.records if "cannot be registered" in r.getMessage()]
+        assert 1 <= len(said) <= 2  # each engine once
+        assert memory.any()
+        segment.close()
+
+
 def wanted(two: Two, remote: tent.RemoteSegment, x: torch.Tensor) -> list[dict[str, object]]:
     """The links, after a transfer that may use any of them."""
     two.near.write(x, remote, require="tcp").wait(20)

@@ -46,6 +46,8 @@ class Switchboard:
             contact = self._contacts.of_peer(peer)
             if what == "down":
                 self._down(number, reason)
+            elif what == "said":
+                log.warning("%s", reason)
             elif contact is not None and what == "dial":
                 self._dial(contact, number)
             elif contact is not None and what == "lost":

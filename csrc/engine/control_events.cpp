@@ -10,7 +10,7 @@ namespace tent {
 
 void ControlEvents::add(ControlEvent event) {
   const std::lock_guard lock(mutex_);
-  if (event.kind != ControlEvent::Kind::Down) {
+  if (event.kind == ControlEvent::Kind::Dial || event.kind == ControlEvent::Kind::Lost) {
     const auto same = std::find_if(events_.begin(), events_.end(), [&](const ControlEvent& other) {
       return other.kind == event.kind && other.peer == event.peer;
     });

@@ -13,12 +13,12 @@
 namespace tent {
 
 struct ControlEvent {
-  enum class Kind : std::uint8_t { Dial, Down, Lost };
+  enum class Kind : std::uint8_t { Dial, Down, Lost, Said };
   Kind kind;
   PeerId peer = 0;
   std::uint64_t number = 0;  // Dial: rails mask; Down: link
   std::string rail;          // Down
-  std::string reason;        // Down, Lost
+  std::string reason;        // Down, Lost; Said: what people should know
 };
 
 class ControlEvents {

@@ -48,7 +48,12 @@ bool Exchange::poll(TimeNs now) {
     moved |= shm_.poll(*this);
     moved |= cma_.poll(*this);
   }
-  moved |= rdma.poll(*this);
+  if (rdma.active()) {
+    moved |= rdma.poll(*this);
+    if (rdma.memory.complains()) {
+      events_.add({ControlEvent::Kind::Said, 0, 0, "", rdma.memory.take_complaint()});
+    }
+  }
   // Asking the kernel costs more than a look into shared memory, so it must not slow that down.
   if (tcp_ports_ != 0 && (local_ports_ + rdma_ports_ == 0 || tcp_quiet_ % kTcpPause == 0)) {
     const bool tcp_moved = tcp_.poll(*this);

@@ -51,6 +51,7 @@ class RdmaMemory {
   // Forgets what was registered with a device that goes away.
   void leave(const ibv::Pd* pd);
   // Why the last registration was refused; "" when none was, or it was asked for already.
+  bool complains() const { return !complaint_.empty(); }
   std::string take_complaint() { return std::exchange(complaint_, {}); }
 
   std::uint64_t registered_bytes() const { return registered_bytes_; }
