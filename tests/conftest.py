@@ -16,6 +16,11 @@ from pathlib import Path
 import hypothesis
 import pytest
 
+# Kernels run in Triton's interpreter where there is no GPU. Triton reads this when it is imported,
+# and whichever test file does that first, this file comes before it.
+if not Path("/proc/driver/nvidia").exists():
+    os.environ["TRITON_INTERPRET"] = "1"
+
 MARK = "TEST_RUN_MARK"  # Inherited by every process that a test starts, however indirectly.
 SHARED_MEMORY = Path("/dev/shm")
 GRACE_S = 3.0

@@ -1,17 +1,13 @@
 """Stage: tests of the kernels. Small paged caches of every layout, with fresh random content.
 
-The kernels run in Triton's interpreter where there is no GPU, so this is imported before them.
+The kernels run in Triton's interpreter where there is no GPU (conftest.py).
 """
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass
 
 import torch
-
-if not torch.cuda.is_available():
-    os.environ["TRITON_INTERPRET"] = "1"  # Read when a kernel is defined.
 
 from triton_kernels import Paged
 

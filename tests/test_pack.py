@@ -7,9 +7,9 @@ from collections.abc import Callable
 import pytest
 import torch
 
-from .paged_caches import DEVICE, FORMS, Form, same_bits
+from triton_kernels import Packed, Paged, pack, pack_reference
 
-from triton_kernels import Packed, Paged, pack, pack_reference  # isort: skip
+from .paged_caches import DEVICE, FORMS, Form, same_bits
 
 HALVES = [form for form in FORMS if form.dtype in (torch.bfloat16, torch.float16)]
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 
-from .paged_caches import DEVICE, FORMS, Form, same_bits
+from triton_kernels import Packed, Paged, pack, unpack, unpack_reference
 
-from triton_kernels import Packed, Paged, pack, unpack, unpack_reference  # isort: skip
+from .paged_caches import DEVICE, FORMS, Form, same_bits
 
 
 def assert_same_result(

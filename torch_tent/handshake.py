@@ -131,7 +131,11 @@ def stranger(sock: socket.socket, dialed: bool) -> str:
         here, there = sock.getsockname()[:2], sock.getpeername()[:2]
         if not ipaddress.ip_address(there[0]).is_loopback:
             return "it is on another host, and there is no secret: set TENT_SECRET for both"
-        owner = topology.listener_owner(there) if dialed else topology.socket_owner(there, here)
+        # The kernel writes its table in pieces: a socket can slip through while others go.
+        for _ in range(3):
+            owner = topology.listener_owner(there) if dialed else topology.socket_owner(there, here)
+            if owner is not None:
+                break
     if owner == os.geteuid():
         return ""
     whose = "of user " + str(owner) if owner is not None else "of an unknown user"

@@ -9,7 +9,9 @@
 namespace tent {
 
 void Session::post_twins(TimeNs now) {
-  if (links_.size() < 2) return;
+  // With checksums a damaged copy would spoil the place where the other one is being written, which
+  // would then be refused as well, and its link closed.
+  if (links_.size() < 2 || host_.settings.checksum) return;
   for (bool moved = true; moved;) {
     moved = false;
     for (const auto& [id, link] : links_.all()) {
