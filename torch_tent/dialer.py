@@ -17,7 +17,7 @@ from collections.abc import Awaitable
 from . import rdma_meeting
 from .contact import Contact, RailState
 from .conversation import Attach, Conversation, Hello, Ready, Stopped, Verdict, close_fds, words
-from .handshake import NONCE_BYTES, greet, stranger, unix_peer
+from .handshake import NONCE_BYTES, greet, stranger, unix_peer, vanished
 from .pairing import Way
 from .site import NewLink, Site, rail_name
 
@@ -200,6 +200,8 @@ def _begin(
     endpoint: bytes = b"",
 ) -> tuple[Conversation, Hello]:
     secret = site.settings.secret
+    if secret is None and vanished(sock):
+        raise Stopped(Verdict.SILENT, "nobody listens there any more")
     why = stranger(sock, dialed=True) if secret is None else ""
     if why:
         raise Stopped(Verdict.DENIED, why)

@@ -120,6 +120,17 @@ def unix_peer(sock: socket.socket) -> tuple[int, int]:
     return pid, uid
 
 
+def vanished(sock: socket.socket) -> bool:
+    """Whether nobody listens any more where this socket has connected: its owner is ending."""
+    if sock.family == socket.AF_UNIX:
+        return False
+    there = sock.getpeername()[:2]
+    if not ipaddress.ip_address(there[0]).is_loopback:
+        return False
+    # The kernel writes its table in pieces: a socket can slip through while others go.
+    return all(topology.listener_owner(there) is None for _ in range(3))
+
+
 def stranger(sock: socket.socket, dialed: bool) -> str:
     """Why the other end is not this user's, "" when it is: the only door there is without a secret.
 
@@ -131,8 +142,7 @@ def stranger(sock: socket.socket, dialed: bool) -> str:
         here, there = sock.getsockname()[:2], sock.getpeername()[:2]
         if not ipaddress.ip_address(there[0]).is_loopback:
             return "it is on another host, and there is no secret: set TENT_SECRET for both"
-        # The kernel writes its table in pieces: a socket can slip through while others go.
-        for _ in range(3):
+        for _ in range(3):  # As above.
             owner = topology.listener_owner(there) if dialed else topology.socket_owner(there, here)
             if owner is not None:
                 break
