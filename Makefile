@@ -14,7 +14,7 @@ BENCH_ARGS ?=
 PY := .venv/bin/python
 READY := .venv/.ready
 
-.PHONY: setup build demo test test-rdma lint conformance sanitize soak bench bench-rdma clean
+.PHONY: setup build demo test test-rdma lint conformance sanitize fuzz soak bench bench-rdma clean
 
 setup: build
 
