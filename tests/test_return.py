@@ -4,6 +4,7 @@ became of the ranks; and what a running group needs of the store that it met ove
 from __future__ import annotations
 
 import gc
+import logging
 import os
 import signal
 import time
@@ -22,7 +23,7 @@ from tests.groups import member
 from tests.processes import Processes, run_processes
 
 COUNT = 100_000
-WARM, FEW, MANY = 5, 25, 200
+WARM, ROUNDS = 5, 200
 
 
 def held() -> dict[str, int]:
@@ -44,9 +45,22 @@ def new_names(before: set[str]) -> set[str]:
     return {name for name in shared_names() - before if not used_by_others(name)}
 
 
+class Said(logging.Handler):
+    """Keeps what is logged."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.messages: list[str] = []
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.messages.append(record.getMessage())
+
+
 def rounds(rank: int, size: int, folder: str, count: int, close: bool) -> Any:
     """Makes a group, uses it in several ways, destroys it; `close`: and the engine with it."""
     first: dict[str, int] = {}
+    said = Said()
+    logging.getLogger("asyncio").addHandler(said)
     began = time.monotonic()
     for turn in range(WARM + count):
         with member(rank, size, f"{folder}/meeting{turn // 50}"):
@@ -65,30 +79,23 @@ def rounds(rank: int, size: int, folder: str, count: int, close: bool) -> Any:
             tent.engine().close()
         if turn == WARM - 1:
             first = held()
-    return first, held(), time.monotonic() - began
+    last = held()
+    assert not said.messages, said.messages  # Coroutines that nobody has waited for.
+    return first, last, time.monotonic() - began
 
 
-def check_rounds(tmp_path: Path, count: int, close: bool) -> None:
+@pytest.mark.timeout(650)
+@pytest.mark.parametrize("close", [False, True], ids=["groups", "engines"])
+def test_two_hundred_rounds_leave_nothing(tmp_path: Path, close: bool) -> None:
     names = shared_names()
     for first, last, took in run_processes(
-        rounds, 2, str(tmp_path), count, close, timeout=max(50.0, count * 3.0)
+        rounds, 2, str(tmp_path), ROUNDS, close, timeout=ROUNDS * 3.0
     ):
-        print(f"{count} rounds in {took:.1f} s: {first} -> {last}")
+        print(f"{ROUNDS} rounds in {took:.1f} s: {first} -> {last}")
         for what, number in last.items():
-            # A link may just be closing: a leak of each round would be `count` of them.
+            # A link may just be closing: a leak of each round would be `ROUNDS` of them.
             assert number <= first[what] + 3, f"{what}: {first[what]} -> {number}"
     assert new_names(names) == set()
-
-
-@pytest.mark.parametrize("close", [False, True], ids=["groups", "engines"])
-def test_rounds_leave_nothing(tmp_path: Path, close: bool) -> None:
-    check_rounds(tmp_path, FEW, close)
-
-
-@pytest.mark.slow
-@pytest.mark.timeout(1300)
-def test_two_hundred_rounds_leave_nothing(tmp_path: Path) -> None:
-    check_rounds(tmp_path, MANY, close=False)
 
 
 # ---- ranks that are killed -----------------------------------------------------------------------

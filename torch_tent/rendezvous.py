@@ -191,6 +191,7 @@ class ControlPlane:
         listener.start()
         started.set()
         await self._stop.wait()
+        board.stop()  # The links that go down at the end are not dialed again.
         await listener.stop()
         rest = asyncio.all_tasks() - {asyncio.current_task()}
         for each in rest:

@@ -37,6 +37,11 @@ class Switchboard:
         self._links: dict[int, tuple[Contact, RailState]] = {}
         self._dials = asyncio.Semaphore(DIALS_MAX)
         self._said: dict[str, float] = {}
+        self._stopped = False
+
+    def stop(self) -> None:
+        """Starts nothing any more, whatever is still said or goes down."""
+        self._stopped = True
 
     # ---- what the engine says --------------------------------------------------------------------
 
@@ -106,7 +111,9 @@ class Switchboard:
     # ---- dialing ---------------------------------------------------------------------------------
 
     def _start(self, contact: Contact, state: RailState) -> None:
-        if state.link or state.arriving or state.dialing is not None or not state.can_dial:
+        if self._stopped or state.link or state.arriving or state.dialing is not None:
+            return
+        if not state.can_dial:
             return
         state.wanted = True
         loop = asyncio.get_running_loop()
