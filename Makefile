@@ -7,6 +7,7 @@ TORCH ?= torch==2.13.0
 WORKERS ?= 2
 MINUTES ?= 30
 FUZZ_SECONDS ?= 60
+DIST ?= dist
 PYTEST_ARGS ?=
 DEMO_ARGS ?=
 BENCH_ARGS ?=
@@ -14,13 +15,22 @@ BENCH_ARGS ?=
 PY := .venv/bin/python
 READY := .venv/.ready
 
-.PHONY: setup build demo test test-rdma lint conformance sanitize fuzz soak bench bench-rdma clean
+.PHONY: setup build wheel demo test test-rdma lint conformance sanitize fuzz soak bench bench-rdma
+.PHONY: clean
 
 setup: build
 
 # ninja knows what has changed, so this always runs; with nothing to do it takes half a second.
 build: $(READY)
 	@$(PY) setup.py --quiet build_ext --inplace
+
+# For the installed torch and Python; auditwheel says for which Linux, and leaves torch's libraries
+# to torch. What an earlier build left in build/lib.* would be packed, too.
+wheel: $(READY)
+	rm -rf build/lib.* build/wheel
+	$(PY) -m build --wheel --no-isolation --outdir build/wheel
+	PATH="$(abspath $(dir $(PY))):$$PATH" $(PY) -m auditwheel repair \
+	  --exclude 'libtorch*' --exclude 'libc10*' --wheel-dir $(DIST) build/wheel/*.whl
 
 demo: build
 	$(PY) -m torch_tent demo $(DEMO_ARGS)

@@ -1,8 +1,10 @@
 """Stage: build. One ninja graph makes the native modules, and rebuilds only what has changed.
 
 `torch_tent._engine` and `torch_tent._simulator` know nothing of torch; the simulator compiles
-csrc/core once more, with the switches that break a rule on purpose. `torch_tent._c10d` is the only
-module compiled against torch's headers. A module whose folder has no sources yet is left out.
+csrc/core once more, with the switches that break a rule on purpose. `torch_tent._c10d_torch_X_Y`
+is the only module compiled against torch's headers, and named after torch's minor version, which is
+how long its ABI lasts: those for several can lie side by side, and none is loaded into another. A
+module whose folder has no sources yet is left out.
 setuptools decides where the modules go; everything else happens here.
 
     python setup.py build_ext --inplace                        # the incremental build
@@ -71,13 +73,22 @@ def modules() -> list[Module]:
     listed = [
         Module("torch_tent._engine", "engine", engine),
         Module("torch_tent._simulator", "simulator", tuple(sorted(simulator + pure))),
-        Module("torch_tent._c10d", "c10d", c10d),
+        Module(f"torch_tent.{c10d_name()}", "c10d", c10d),
     ]
     kinds = SANITIZED_KINDS.get(sanitizer(), [module.kind for module in listed])
     return [module for module in listed if module.sources and module.kind in kinds]
 
 
-def installed_torch() -> Path:
+def c10d_name() -> str:
+    """What the module for the installed torch is called; torch_tent/process_group.py uses it."""
+    torch = installed_torch()
+    # Without torch nothing is built, but the package's name and version can be asked for.
+    text = (torch / "version.py").read_text() if torch else ""
+    version = re.search(r"__version__ = '(\d+)\.(\d+)", text)
+    return "_c10d_torch_" + "_".join(version.groups() if version else ("none",))
+
+
+def installed_torch() -> Path | None:
     """The folder of the installed torch, found without importing it.
 
     pip hides installed packages from an isolated build, but not the folder where they are.
@@ -89,11 +100,20 @@ def installed_torch() -> Path:
     for place in places:
         if (place / "include/torch/csrc").is_dir():
             return place
-    raise SystemExit(
-        "torch_tent is compiled against the installed PyTorch, and there is none in this "
-        f"environment ({sys.prefix}): run `pip install torch` first, then "
-        "`pip install --no-build-isolation .` (or `make setup`, which does both)."
-    )
+    return None
+
+
+def needed_torch() -> Path:
+    """The folder of the installed torch; ends the build where there is none."""
+    found = installed_torch()
+    if found is None:
+        raise SystemExit(
+            "torch_tent is compiled against the installed PyTorch, and there is none in this "
+            f"environment ({sys.prefix}): run `pip install torch` first, then "
+            "`pip install --no-build-isolation .` (or `make setup`, which does both), or "
+            "`python -m build --wheel --no-isolation` for a wheel."
+        )
+    return found
 
 
 def system_headers(*folders: str | Path) -> list[str]:
@@ -118,16 +138,11 @@ def kind_flags(kind: str) -> tuple[list[str], list[str]]:
         switches = ["-DTENT_SABOTAGE"] if kind == "simulator" else []
         return [*switches, *system_headers(pybind11.get_include(), python_headers)], []
     # torch brings the pybind11 that its own types are bound with: another one would not know them.
-    torch = installed_torch()
+    torch = needed_torch()
     headers = system_headers(
         torch / "include", torch / "include/torch/csrc/api/include", python_headers
     )
-    # The version in the command line makes another torch recompile; the module can check it too.
-    version = re.search(r"__version__ = '([^']+)'", (torch / "version.py").read_text())
-    defines = [
-        "-DTORCH_API_INCLUDE_EXTENSION_H",
-        f'-DTENT_TORCH_VERSION="{version.group(1) if version else "unknown"}"',
-    ]
+    defines = ["-DTORCH_API_INCLUDE_EXTENSION_H", f"-DTENT_C10D_MODULE={c10d_name()}"]
     libraries = [f"-L{torch / 'lib'}", "-lc10", "-ltorch", "-ltorch_cpu", "-ltorch_python"]
     return [*defines, *headers], libraries
 
@@ -210,8 +225,8 @@ class BuildWithNinja(build_ext):
     def build_extensions(self) -> None:
         # Copy even what is older than its target: the target may be a sanitizer's build.
         self.force = True
+        needed_torch()
         listed = modules()
-        installed_torch()
         suffix = sysconfig.get_config_var("EXT_SUFFIX")
         tag = "-".join(filter(None, [sysconfig.get_config_var("SOABI"), sanitizer()]))
         folder = Path("build") / tag

@@ -8,6 +8,8 @@ no other group has had; so a group that was destroyed and made again never hears
 from __future__ import annotations
 
 import functools
+import importlib
+import importlib.resources
 import secrets
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -25,6 +27,7 @@ from .errors import TentError
 
 _CONTEXTS_PER_GROUP = 4  # As in csrc/collectives/collectives.h: the last one is for send and recv.
 _CONTEXT_BYTES = 8
+_C10D = "_c10d_torch_"  # The native module's name, before torch's minor version: 2_13.
 _JOINED = "tent/joined"
 _NO_PEER = 0xFFFFFFFF  # In the place of the own rank: a value that no peer id has.
 
@@ -137,18 +140,23 @@ def _wait_for(store: Any, keys: Sequence[str], options: Any) -> list[bytes]:
 
 @functools.cache
 def _native_module() -> Any:
-    """torch_tent._c10d, which fits one minor version of torch only."""
-    advice = (
-        f"torch_tent was not built for the installed PyTorch {torch.__version__}: build it again "
-        "with `pip install --no-build-isolation --force-reinstall --no-deps .`"
+    """The module for the installed torch: its ABI lasts for one minor version.
+
+    Raises ImportError where there is none, before a module for another torch is loaded.
+    """
+    major, minor = torch.__version__.split(".")[:2]
+    found = sorted(
+        entry.name.split(".")[0].removeprefix(_C10D).replace("_", ".")
+        for entry in importlib.resources.files(__package__).iterdir()
+        if entry.name.startswith(_C10D)
     )
-    try:
-        from . import _c10d
-    except ImportError as error:
-        raise ImportError(advice) from error
-    if _c10d.torch_version.split(".")[:2] != torch.__version__.split(".")[:2]:
-        raise ImportError(f"{advice} (it was built for {_c10d.torch_version})")
-    return _c10d
+    if f"{major}.{minor}" not in found:
+        raise ImportError(
+            f"this torch_tent has no process group for PyTorch {torch.__version__} (it was built "
+            f"for {', '.join(found) or 'none'}): build it again with "
+            "`pip install --no-build-isolation --force-reinstall --no-deps .`"
+        )
+    return importlib.import_module(f".{_C10D}{major}_{minor}", __package__)
 
 
 @functools.cache

@@ -1,4 +1,4 @@
-// Stage: c10d. Python module torch_tent._c10d: makes the backend for torch_tent/process_group.py.
+// Stage: c10d. The Python module _c10d_torch_X_Y: makes the backend for torch_tent/process_group.py.
 #include <pybind11/chrono.h>
 #include <pybind11/stl.h>
 #include <torch/csrc/utils/pybind.h>
@@ -28,7 +28,7 @@ c10::intrusive_ptr<TentBackend> make_backend(py::object engine, const py::capsul
                                              std::vector<std::uint64_t> global_ranks) {
   const auto* api = table.get_pointer<const TentApi>();
   TORCH_CHECK(api->version == TENT_API_VERSION,
-              "torch_tent._engine and torch_tent._c10d are not of "
+              "torch_tent._engine and torch_tent._c10d_torch are not of "
               "one build: build both again");
   TORCH_CHECK(peers.size() == std::size_t(size), "there must be one peer per rank");
   Membership membership{
@@ -42,11 +42,11 @@ c10::intrusive_ptr<TentBackend> make_backend(py::object engine, const py::capsul
 
 }  // namespace tent
 
-PYBIND11_MODULE(_c10d, m) {
+// setup.py names it after the torch that it is compiled against.
+PYBIND11_MODULE(TENT_C10D_MODULE, m) {
   using tent::TentBackend;
   using tent::TentOptions;
   py::module_::import("torch.distributed");  // it knows the base class
-  m.attr("torch_version") = TENT_TORCH_VERSION;
   const auto copy = [](const TentOptions& self) { return c10::make_intrusive<TentOptions>(self); };
   py::class_<TentOptions, ::c10d::Backend::Options, c10::intrusive_ptr<TentOptions>>(m, "Options")
       .def("__copy__", copy)
