@@ -1,4 +1,4 @@
-// Stage: c10d. The Python module _c10d_torch_X_Y: makes the backend for torch_tent/process_group.py.
+// Stage: c10d. The module _c10d_torch_X_Y: makes the backend for torch_tent/process_group.py.
 #include <pybind11/chrono.h>
 #include <pybind11/stl.h>
 #include <torch/csrc/utils/pybind.h>
