@@ -51,7 +51,7 @@ lint: $(READY)
 	  | xargs --no-run-if-empty .venv/bin/clang-format --dry-run -Werror
 	.venv/bin/codespell
 
-# PyTorch's own suite for backends, on tent and on gloo: an hour or more. Writes docs/conformance.md.
+# PyTorch's own suite for backends, on tent and on gloo: about half an hour. Writes docs/conformance.md.
 conformance: build
 	-$(PY) -m tests.conformance build/conformance
 	$(PY) -m tests.conformance.table build/conformance
