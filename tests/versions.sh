@@ -12,7 +12,7 @@ CORE_TESTS=(
   tests/test_api.py tests/test_bindings.py tests/test_c_api.py tests/test_engine.py
   tests/test_engines.py tests/test_errors.py tests/test_handshake.py tests/test_kv.py
   tests/test_memory.py tests/test_process_group.py tests/test_segment.py tests/test_tensors.py
-  tests/test_torch_tent_autoload.py tests/test_training.py tests/test_transfer.py tests/test_wire.py
+  tests/test_torch_tent_autoload.py tests/test_torch_transport.py tests/test_transfer.py tests/test_wire.py
   tests/test_work.py
 )
 
