@@ -349,6 +349,7 @@ def destroyed_group(rank: int, size: int) -> str:
         pending.wait()
     with pytest.raises(RuntimeError, match="destroyed"):
         backend.allreduce([torch.zeros(3)], dist.AllreduceOptions()).wait()
+    dist.barrier()  # Who leaves first is gone, which the other would hear instead.
     return ""
 
 
