@@ -12,6 +12,7 @@ namespace {
 
 constexpr unsigned kFlowPeerShift = 40;
 constexpr TimeNs kCancelPatience = 250 * kMillisecond;
+constexpr TimeNs kLetGoCheck = 5 * kMillisecond;
 constexpr std::size_t kInlineBlocksMax = 512;
 
 std::size_t block_count(const Layout& layout) {
@@ -223,11 +224,24 @@ void Dialogue::cancel(Transfer& transfer, Status why, TimeNs now) {
   say(MessageKind::Cancel, transfer.flow);
 }
 
+// A peer that was stopped in the middle of copying out of our memory goes on where it was: until it
+// has, what it copies must stay as it is.
+bool Dialogue::peer_let_go(TimeNs& by, TimeNs now) {
+  if (by == kNever) {
+    carrier_.cut_off("the peer did not answer a cancel", now);
+    by = now + host_.settings.peer_timeout;
+  }
+  return host_.outbox.quiet(peer_) || now >= by;
+}
+
 void Dialogue::patience_ended(Transfer& transfer, TimeNs now) {
+  const bool reads = transfer.request.op == Request::Op::Read;
+  if (!peer_let_go(transfer.lets_go_by, now) && !reads) {
+    return host_.transfers.wait_until(transfer, now + kLetGoCheck);
+  }
   const Status status = transfer.ending;
   const TransferId id = transfer.request.id, flow = transfer.flow;
-  carrier_.cut_off("the peer did not answer a cancel", now);
-  if (transfer.request.op != Request::Op::Read) {
+  if (!reads) {
     carrier_.unsay(flow);
     out.drop(flow);
   }
@@ -262,8 +276,14 @@ void Dialogue::tick(TimeNs now) {
   out.each([&](Outbound& outbound) {
     if (outbound.patience <= now) unanswered.push_back(outbound.flow);
   });
-  if (!unanswered.empty()) carrier_.cut_off("the peer did not answer a cancel", now);
-  for (TransferId flow : unanswered) out.drop(flow);
+  for (TransferId flow : unanswered) {
+    Outbound* outbound = out.find(flow);
+    if (peer_let_go(outbound->lets_go_by, now)) {
+      out.drop(flow);
+    } else {
+      outbound->patience = now + kLetGoCheck;
+    }
+  }
 }
 
 void Dialogue::no_rails(RailKinds up, RailKinds rails, const std::string& why, TimeNs now) {

@@ -39,6 +39,7 @@ struct Node::Private {
       return next.reaches(link, source, allowed);
     }
     bool placing(LinkId link, TransferId flow) override { return next.placing(link, flow); }
+    bool quiet(PeerId peer) override { return next.quiet(peer); }
     void place(PeerId peer, TransferId flow, const Layout& to, const Body& bytes) override {
       next.place(peer, flow, to, bytes);
     }

@@ -96,6 +96,9 @@ class Outbox {
   virtual bool reaches(LinkId link, const Layout& source, RailKinds allowed) = 0;
   // Whether a link that places by itself is writing bytes of this flow at the moment.
   virtual bool placing(LinkId link, TransferId flow) = 0;
+  // Whether the peer has let go of our memory: what links that are closed had named for it is not
+  // being copied any more, and will not be.
+  virtual bool quiet(PeerId) { return true; }
   // Copies bytes that came in a message into a GPU's memory; placed() is called afterwards. Only
   // for destinations that are not kHost.
   virtual void place(PeerId, TransferId /*flow*/, const Layout&, const Body&) {}

@@ -24,7 +24,8 @@ struct Transfer {
   bool accept_owed = false;  // a receive that was matched while it was held
   Body early;                // ... and the bytes that came with the match
   Status ending;
-  TimeNs patience = kNever;  // Cancelling: when we stop waiting for the peer's answer
+  TimeNs patience = kNever;    // Cancelling: when we stop waiting for the peer's answer
+  TimeNs lets_go_by = kNever;  // ... and, once it was cut off, for it to let go of our memory
 
   void count(const std::string& rail, std::uint64_t bytes);    // a slice went over the rail
   void uncount(const std::string& rail, std::uint64_t bytes);  // ... and was lost with it

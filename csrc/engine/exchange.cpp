@@ -262,6 +262,8 @@ void Exchange::forget(LinkId link, const std::string& why) {
   past_.emplace_front(link, gone.rail);
   if (past_.size() > kPastLinks) past_.pop_back();
   if (devices_) devices_->forget(link);
+  auto copies = gone.transport->peer_copies(link);
+  if (copies) copying_peers_.emplace_back(gone.peer, std::move(copies));
   ports_.erase(found);
 }
 

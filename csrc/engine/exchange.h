@@ -13,6 +13,7 @@
 
 #include <cstdint>
 #include <deque>
+#include <functional>
 #include <memory>
 #include <string>
 #include <unordered_map>
@@ -110,6 +111,7 @@ class Exchange final : public Transfers, private Outbox, private Receiver {
   void traced(const SliceEvent& event) override;
   bool reaches(LinkId link, const Layout& source, RailKinds allowed) override;
   bool placing(LinkId link, TransferId flow) override;
+  bool quiet(PeerId peer) override;
   void place(PeerId peer, TransferId flow, const Layout& to, const Body& bytes) override;
   bool copying_in(PeerId peer, TransferId flow) const override;
   // Receiver
@@ -148,6 +150,7 @@ class Exchange final : public Transfers, private Outbox, private Receiver {
   const bool checksum_;
 
   std::unordered_map<LinkId, Port> ports_;
+  std::vector<std::pair<PeerId, std::function<bool()>>> copying_peers_;  // over closed links
   std::size_t tcp_ports_ = 0, local_ports_ = 0, rdma_ports_ = 0;
   unsigned tcp_quiet_ = 0;  // polls since TCP last moved anything
   std::deque<std::pair<LinkId, RailRef>> past_;

@@ -64,6 +64,7 @@ void Exchange::dial(PeerId peer, RailKinds rails) {
 }
 
 void Exchange::peer_lost(PeerId peer, const Status& why) {
+  std::erase_if(copying_peers_, [peer](const auto& entry) { return entry.first == peer; });
   events_.add({ControlEvent::Kind::Lost, peer, 0, "", why.text});
 }
 
@@ -102,6 +103,17 @@ bool Exchange::spared(LinkId link, const Port& to, RailKinds allowed) const {
 }
 
 bool Exchange::placing(LinkId link, TransferId flow) { return rdma.placing(link, flow); }
+
+bool Exchange::quiet(PeerId peer) {
+  bool copies = false;
+  std::erase_if(copying_peers_, [&](const auto& entry) {
+    if (entry.first != peer) return false;
+    const bool goes_on = entry.second();
+    copies |= goes_on;
+    return !goes_on;
+  });
+  return !copies;
+}
 
 bool Exchange::reaches(LinkId link, const Layout& given, RailKinds allowed) {
   const Port* to = port(link);

@@ -18,8 +18,10 @@ struct RingHeader {
   alignas(64) std::atomic<std::uint64_t> written;  // by the writer
   alignas(64) std::atomic<std::uint64_t> read;     // by the reader
   std::atomic<std::uint64_t> staging_consumed;     // by the reader
+  std::atomic<std::uint32_t> fetching;             // by the reader
   alignas(
       64) std::atomic<std::uint32_t> waits_for_room;  // set by the writer, cleared by the reader
+  std::atomic<std::uint32_t> withdrawn;               // by the writer
 };
 static_assert(sizeof(RingHeader) == 192);
 static_assert(std::atomic<std::uint64_t>::is_always_lock_free);
@@ -60,11 +62,12 @@ Status open_local_channel(std::vector<int>& ours, std::vector<int>& theirs) {
 }
 
 Status LocalChannel::open(int memory, bool dialed) {
-  Status status = map_sealed(memory, kChannelBytes, PROT_READ | PROT_WRITE, memory_);
+  memory_ = std::make_shared<Mapping>();
+  Status status = map_sealed(memory, kChannelBytes, PROT_READ | PROT_WRITE, *memory_);
   if (!status.ok()) return status;
   // A memfd is made of zeros, and so are the headers before anything was sent.
-  auto* headers = reinterpret_cast<RingHeader*>(memory_.data());
-  std::uint8_t* bytes = memory_.data() + kHeadersBytes;
+  auto* headers = reinterpret_cast<RingHeader*>(memory_->data());
+  std::uint8_t* bytes = memory_->data() + kHeadersBytes;
   out_ = &headers[dialed ? 0 : 1];
   in_ = &headers[dialed ? 1 : 0];
   out_bytes_ = bytes + (dialed ? 0 : kRingBytes);
@@ -154,6 +157,32 @@ void LocalChannel::consume_staging(std::uint64_t position) {
   // Release: we are done with the bytes before the peer may write over them.
   in_->staging_consumed.store(position, std::memory_order_release);
   consumed_ = true;
+}
+
+// "Say that I fetch, then look whether I may" here, "say that nobody may, then look whether
+// somebody does" in withdraw(): with a full fence between the two on each side, at least one sees
+// the other.
+bool LocalChannel::begin_fetch() {
+  in_->fetching.store(1, std::memory_order_relaxed);
+  std::atomic_thread_fence(std::memory_order_seq_cst);
+  if (in_->withdrawn.load(std::memory_order_relaxed) == 0) return true;
+  end_fetch();
+  return false;
+}
+
+void LocalChannel::end_fetch() {
+  // Release: what was copied is copied before the writer may change it.
+  in_->fetching.store(0, std::memory_order_release);
+}
+
+LocalChannel::Withdrawal LocalChannel::withdraw() {
+  out_->withdrawn.store(1, std::memory_order_relaxed);
+  std::atomic_thread_fence(std::memory_order_seq_cst);
+  return {memory_, out_};
+}
+
+bool LocalChannel::Withdrawal::fetching() const {
+  return ring_->fetching.load(std::memory_order_acquire) != 0;
 }
 
 }  // namespace tent

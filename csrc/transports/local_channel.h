@@ -14,6 +14,7 @@
 #pragma once
 
 #include <cstdint>
+#include <memory>
 #include <vector>
 
 #include "core/types.h"
@@ -50,9 +51,27 @@ class LocalChannel final : public ByteStream {
   std::uint64_t staging_consumed() const;
   void consume_staging(std::uint64_t position);
 
+  // What the peer named is copied between these two. begin_fetch() is false when it was withdrawn:
+  // then it may be another transfer's by now.
+  bool begin_fetch();
+  void end_fetch();
+  // Withdraws all that was named to the peer and is not fetched. The answer says whether the peer
+  // is in the middle of it: it may be stopped there for any time.
+  class Withdrawal {
+   public:
+    Withdrawal(std::shared_ptr<const Mapping> memory, const RingHeader* ring)
+        : memory_(std::move(memory)), ring_(ring) {}
+    bool fetching() const;
+
+   private:
+    std::shared_ptr<const Mapping> memory_;
+    const RingHeader* ring_;
+  };
+  Withdrawal withdraw();
+
  private:
   LinkState& link_;
-  Mapping memory_;
+  std::shared_ptr<Mapping> memory_;
   RingHeader *out_ = nullptr, *in_ = nullptr;
   std::uint8_t *out_bytes_ = nullptr, *in_bytes_ = nullptr;
   std::uint64_t written_ = 0, room_end_ = kRingBytes;  // of out_; room_end_: as last seen

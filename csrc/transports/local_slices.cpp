@@ -148,7 +148,7 @@ bool LocalSliceReader::pull(Receiver& receiver, std::uint64_t& budget) {
   }
   bite_.learn(pieces_.size());
   split(bytes);
-  if (wanted && !fetcher_.fetch(from_, pieces_)) return false;
+  if (wanted && !fetch()) return false;
   for (const NamedPiece& piece : from_) {
     if (!fetcher_.release(piece)) return false;
   }
@@ -156,6 +156,14 @@ bool LocalSliceReader::pull(Receiver& receiver, std::uint64_t& budget) {
   chunk_left_ -= bytes;
   budget -= std::min(budget, bytes);
   return true;
+}
+
+// The pieces of from_, unless the peer has taken them back.
+bool LocalSliceReader::fetch() {
+  if (!channel_.begin_fetch()) return link_.broke("the peer has given this link up");
+  const bool fetched = fetcher_.fetch(from_, pieces_);
+  channel_.end_fetch();
+  return fetched;
 }
 
 // Moves the first `bytes` of the chunk at hand into from_.

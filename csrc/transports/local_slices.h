@@ -10,6 +10,7 @@
 
 #include "transports/frame_reader.h"
 #include "transports/frame_writer.h"
+#include "transports/local_channel.h"
 
 namespace tent {
 
@@ -86,7 +87,8 @@ class LocalSliceWriter final : public SliceWriter {
 
 class LocalSliceReader final : public SliceReader {
  public:
-  LocalSliceReader(LinkState& link, PieceFetcher& fetcher) : link_(link), fetcher_(fetcher) {}
+  LocalSliceReader(LinkState& link, LocalChannel& channel, PieceFetcher& fetcher)
+      : link_(link), channel_(channel), fetcher_(fetcher) {}
   void begin(const FrameHeader& header) override;
   bool take(ReadAhead& ahead, Receiver& receiver, std::uint64_t& budget) override;
 
@@ -94,9 +96,11 @@ class LocalSliceReader final : public SliceReader {
   bool next_chunk(ReadAhead& ahead, Receiver& receiver);
   bool take_pieces(const std::uint8_t* bytes, std::size_t count);
   bool pull(Receiver& receiver, std::uint64_t& budget);
+  bool fetch();
   void split(std::uint64_t bytes);
 
   LinkState& link_;
+  LocalChannel& channel_;
   PieceFetcher& fetcher_;
   FrameHeader header_;
   std::uint64_t done_ = 0;        // payload bytes that were fetched or dropped

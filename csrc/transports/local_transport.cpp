@@ -71,9 +71,10 @@ LocalTransport::LocalTransport(int wait_set, Doorbell& doorbell, std::uint64_t p
 }
 
 LocalTransport::~LocalTransport() {
-  std::vector<LinkId> ids;
-  links_.each([&ids](LocalLink& link) { ids.push_back(link.state.id); });
-  for (const LinkId id : ids) LocalTransport::close(id);
+  // The engine ends, and has said so: what was named stays good, so that this is heard behind it.
+  std::vector<LocalLink*> links;
+  links_.each([&links](LocalLink& link) { links.push_back(&link); });
+  for (LocalLink* link : links) drop(*link);
 }
 
 Status LocalTransport::connect(const Connection& connection) {
@@ -236,18 +237,30 @@ void LocalTransport::end(LocalLink& link, Receiver& receiver) {
 void LocalTransport::close(LinkId id) {
   LocalLink* link = links_.find(id);
   if (link == nullptr) return;
-  link->state.closed = true;
+  const LocalChannel::Withdrawal withdrawal = link->channel.withdraw();
+  if (withdrawal.fetching()) parting_.emplace(id, withdrawal);
+  drop(*link);
+}
+
+std::function<bool()> LocalTransport::peer_copies(LinkId id) {
+  const auto found = parting_.extract(id);
+  if (!found) return {};
+  return [withdrawal = found.mapped()] { return withdrawal.fetching(); };
+}
+
+void LocalTransport::drop(LocalLink& link) {
+  link.state.closed = true;
   // Not left to the closing: a forked child may hold copies, and the kernel would go on reporting.
-  static_cast<void>(::epoll_ctl(ready_.get(), EPOLL_CTL_DEL, link->socket.fd(), nullptr));
-  if (link->socket.pidfd() >= 0) {
-    static_cast<void>(::epoll_ctl(ready_.get(), EPOLL_CTL_DEL, link->socket.pidfd(), nullptr));
+  static_cast<void>(::epoll_ctl(ready_.get(), EPOLL_CTL_DEL, link.socket.fd(), nullptr));
+  if (link.socket.pidfd() >= 0) {
+    static_cast<void>(::epoll_ctl(ready_.get(), EPOLL_CTL_DEL, link.socket.pidfd(), nullptr));
   }
-  link->socket.shut();
-  const auto slot = std::size_t(link->slot);
+  link.socket.shut();
+  const auto slot = std::size_t(link.slot);
   by_slot_[slot] = nullptr;
   mine_[slot / 64] &= ~(std::uint64_t(1) << (slot % 64));
-  doorbell_.free_slot(link->slot);
-  links_.drop(id);
+  doorbell_.free_slot(link.slot);
+  links_.drop(link.state.id);
 }
 
 }  // namespace tent

@@ -6,6 +6,7 @@
 #pragma once
 
 #include <array>
+#include <map>
 #include <memory>
 
 #include "transports/doorbell.h"
@@ -21,7 +22,7 @@ class LocalLink : public PieceNamer, public PieceFetcher {
   LocalLink()
       : channel(state),
         slices_out(*this),
-        slices_in(state, *this),
+        slices_in(state, channel, *this),
         reader(state, channel, slices_in),
         writer(state, channel, slices_out) {}
 
@@ -55,6 +56,7 @@ class LocalTransport : public Transport {
   void post(LinkId link, Frame frame, Receiver& receiver) final;
   bool poll(Receiver& receiver) final;
   void close(LinkId link) final;
+  std::function<bool()> peer_copies(LinkId link) final;
 
  protected:
   LocalTransport(int wait_set, Doorbell& doorbell, std::uint64_t poll_bytes);
@@ -75,10 +77,12 @@ class LocalTransport : public Transport {
   void end(LocalLink& link, Receiver& receiver);
   Status watch(LocalLink& link);
   void watch_room(LocalLink& link);
+  void drop(LocalLink& link);
 
   Doorbell& doorbell_;
   const std::uint64_t poll_bytes_;
   Descriptor ready_;  // epoll: the Unix sockets and pidfds with something to say
+  std::map<LinkId, LocalChannel::Withdrawal> parting_;  // closed while the peer copied
   Doorbell::Slots mine_{};
   std::array<LocalLink*, Doorbell::kSlots> by_slot_{};
   std::uint32_t wakes_seen_ = 0, polls_ = 0;

@@ -5,6 +5,7 @@
 #pragma once
 
 #include <cstdint>
+#include <functional>
 #include <span>
 #include <string>
 #include <vector>
@@ -63,8 +64,11 @@ class Transport {
   virtual void post(LinkId link, Frame frame, Receiver& receiver) = 0;
   // Moves bytes both ways without blocking; true when anything moved.
   virtual bool poll(Receiver& receiver) = 0;
-  // After the return nothing is read from or written to memory for this link.
+  // After the return nothing is read from or written to memory for this link, by this process.
   virtual void close(LinkId link) = 0;
+  // To be asked once, when a link is closed. Empty, or the peer was in the middle of copying what
+  // the link had named of our memory: then it says whether it still is. It will not begin again.
+  virtual std::function<bool()> peer_copies(LinkId) { return {}; }
 };
 
 }  // namespace tent
