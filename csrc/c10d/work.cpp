@@ -43,7 +43,8 @@ std::vector<at::Tensor> BackendWork::result() {
 void BackendWork::synchronize() { wait(kNoTimeout); }
 
 bool BackendWork::wait(std::chrono::milliseconds timeout) {
-  const bool is_bounded = timeout.count() > 0;
+  // Longer than the clock goes is as long as it takes.
+  const bool is_bounded = timeout.count() > 0 && timeout.count() < INT64_MAX / 1'000'000;
   const std::int64_t nanoseconds = is_bounded ? timeout.count() * 1'000'000 : -1;
   if (!pending_->wait(nanoseconds))
     C10D_THROW_ERROR(TimeoutError, "Operation timed out! ", ::c10d::opTypeToString(opType_),
