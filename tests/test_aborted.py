@@ -104,3 +104,52 @@ def many_sums(x: torch.Tensor) -> None:
 
 def test_all_ranks_come_back_after_an_abort(tmp_path: Any) -> None:
     run_processes(in_the_middle, 3, str(tmp_path), timeout=50)
+
+
+# ---- messages ------------------------------------------------------------------------------------
+
+
+def messages_with_the_aborter(rank: int, size: int, before: bool) -> list[str]:
+    """Rank 1 aborts while ranks 0 and 2 wait for it and for each other. `before`: the group has
+    had a collective, so that all have links."""
+    group: Any = dist.new_group()
+    if before:
+        dist.barrier(group)
+    store = dist.distributed_c10d._get_default_store()
+    if rank == 1:
+        store.wait(["ready 0", "ready 2"])
+        native(group).abort()
+        store.wait(["done 0", "done 2"])
+        return []
+    x, y = torch.zeros(3), torch.zeros(COUNT)
+    other = 2 - rank
+    waiting = {
+        "recv": dist.irecv(x, 1, group=group),
+        "recv of much": dist.irecv(y, 1, group=group, tag=1),
+        "send of much": dist.isend(torch.ones(COUNT), 1, group=group, tag=2),
+    }
+    spared = dist.irecv(z := torch.zeros(3), other, group=group)
+    store.set(f"ready {rank}", "")
+    began = time.monotonic()
+    said = []
+    for kind, work in waiting.items():
+        assert work is not None
+        with pytest.raises(dist.DistNetworkError, match="rank 1 has aborted the process") as found:
+            work.wait()
+        said.append(f"{kind}: {found.value}")
+    for call in (dist.recv, dist.send):  # At once: it would never come.
+        with pytest.raises(dist.DistNetworkError, match="rank 1 has aborted the process group"):
+            call(x, 1, group=group)
+    assert time.monotonic() - began < 5 * SOON_S
+    dist.send(torch.full((3,), 7.0), other, group=group)  # The others can still talk.
+    assert spared is not None
+    spared.wait()
+    assert z.tolist() == [7.0] * 3
+    store.set(f"done {rank}", "")
+    return said
+
+
+@pytest.mark.parametrize("before", [False, True])
+def test_messages_with_a_rank_that_aborts_end(before: bool) -> None:
+    said = run_group(messages_with_the_aborter, 3, before)
+    assert [len(each) for each in said] == [3, 0, 3]

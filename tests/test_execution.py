@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from types import ModuleType
 
 import pytest
@@ -87,9 +88,12 @@ def test_a_timeout_names_the_ranks_that_did_not_come(
     native: ModuleType, tuning: tuple[int, ...], seed: int
 ) -> None:
     world = native.World(3, tuning, seed)
-    call = make_call("all_reduce", 3, 100, seed)
+    first, call = (make_call(kind, 3, 100, seed) for kind in ("barrier", "all_reduce"))
+    for rank in range(3):
+        first.start(world, rank, 1, 2 * SECOND)
+    finish(world)
     for rank in (0, 1):
-        call.start(world, rank, 1, 2 * SECOND)
+        call.start(world, rank, 2, 2 * SECOND)
     finish(world)
     world.expire(1 + 2 * SECOND)
     finish(world)
@@ -97,7 +101,78 @@ def test_a_timeout_names_the_ranks_that_did_not_come(
     assert [(code, ends) for code, _, ends in texts] == [(TIMEOUT, 1)] * 2
     assert any("Timed out after 2.000 s, waiting for rank" in text for _, text, _ in texts)
     assert any("2" in text.partition("waiting for rank")[2] for _, text, _ in texts)
+    # It is only late.
+    assert all(text.endswith("; the engines of all ranks answer") for _, text, _ in texts)
     assert world.open_messages() == 0
+
+
+@pytest.mark.parametrize("kind", ["all_reduce", "all_gather", "broadcast", "barrier"])
+@pytest.mark.parametrize("tuning", TUNINGS)
+def test_a_timeout_names_the_ranks_that_are_stopped(
+    native: ModuleType, tuning: tuple[int, ...], kind: str, seed: int
+) -> None:
+    size = 5
+    draw = random.Random(seed)
+    stopped = sorted(draw.sample(range(size), draw.choice([1, 2])))
+    others = [rank for rank in range(size) if rank not in stopped]
+    world = native.World(size, tuning, seed)
+    first, call, after = (make_call(k, size, 300, seed) for k in ("barrier", kind, "barrier"))
+    for rank in range(size):
+        first.start(world, rank, 1)
+    finish(world)
+    for rank in range(size):
+        call.start(world, rank, 2, SECOND)
+    world.run(draw.randrange(30))
+    for rank in stopped:
+        world.stop(rank)
+    finish(world)
+    for rank in others:  # Some may have come to their end before; nobody comes through this one.
+        after.start(world, rank, 3, SECOND)
+    finish(world)
+    for passed in (SECOND, 2 * SECOND):  # Then nobody answers the question, either.
+        world.expire(2 + passed)
+        finish(world)
+    named = f"; no answer from rank{'s' if len(stopped) > 1 else ''} {', '.join(map(str, stopped))}"
+    for rank in others:
+        code, text, ends = world.result(after.numbers[rank])
+        assert (code, ends) == (TIMEOUT, 1)
+        assert text.endswith(named), text
+        code, text, ends = world.result(call.numbers[rank])
+        assert ends == 1
+        assert code == OK or (code == TIMEOUT and text.endswith(named)), text
+
+
+@pytest.mark.parametrize("how", ["abort", "remove"])
+def test_who_gives_up_does_not_wait_for_the_answers(
+    native: ModuleType, how: str, seed: int
+) -> None:
+    world = native.World(3, LARGE, seed)
+    call = make_call("barrier", 3, 0, seed)
+    for rank in (0, 1):
+        call.start(world, rank, 1, SECOND)
+    world.stop(2)
+    finish(world)
+    world.expire(2 * SECOND)
+    finish(world)
+    assert [world.result(call.numbers[rank])[2] for rank in (0, 1)] == [0, 0]
+    for rank in (0, 1):
+        world.abort(rank, "stop") if how == "abort" else world.remove_group(rank)
+        code, text, ends = world.result(call.numbers[rank])
+        assert (code, ends) == (TIMEOUT, 1)
+        assert "no answer from rank" in text
+    world.expire(20 * SECOND)
+    finish(world)
+    assert world.open_messages() == 0
+
+
+def test_the_longest_timeout_is_no_timeout(native: ModuleType, seed: int) -> None:
+    world = native.World(2, LARGE, seed)
+    call = make_call("all_reduce", 2, 10, seed)
+    for rank in range(2):
+        call.start(world, rank, 1, 2**63 - 1)
+    world.expire(2**62)
+    finish(world)
+    call.check(world)
 
 
 @settings(max_examples=60)

@@ -4,6 +4,7 @@ names them, and can go on in a new group."""
 from __future__ import annotations
 
 import random
+import re
 import signal
 import threading
 import time
@@ -24,8 +25,8 @@ NOTICED_S = 3.0
 READY_S = 30.0
 
 
-def endlessly(rank: int, size: int, kind: str, count: int) -> Callable[[], Any]:
-    """One round of a collective, to be called again and again."""
+def endlessly(rank: int, size: int, kind: str, count: int, lost: int) -> Callable[[], Any]:
+    """One round of a collective, or of messages with one rank, to be called again and again."""
     x = torch.ones(count)
     many = [torch.ones(count) for _ in range(size)]
     flat = torch.ones(count * size)
@@ -39,7 +40,12 @@ def endlessly(rank: int, size: int, kind: str, count: int) -> Callable[[], Any]:
         "reduce_scatter": lambda: dist.reduce_scatter_tensor(x, flat.fill_(1)),
         "all_to_all": lambda: dist.all_to_all_single(flat, flat.clone()),
         "barrier": dist.barrier,
+        "send": lambda: dist.send(x, lost),
+        "recv": lambda: dist.recv(x, lost),
     }
+    if kind in MESSAGES and rank == lost:
+        opposite = dist.recv if kind == "send" else dist.send
+        return lambda: [opposite(x, other) for other in range(size) if other != lost]
     return rounds[kind]
 
 
@@ -48,7 +54,7 @@ def until_it_fails(
 ) -> tuple[float, str, float]:
     """When the collective failed and with which words; then a new group of the others works."""
     with member(rank, size, f"{folder}/first", timeout=timedelta(seconds=timeout)):
-        one_round = endlessly(rank, size, kind, count)
+        one_round = endlessly(rank, size, kind, count, lost)
         dist.barrier()
         Path(folder, f"ready{rank}").touch()
         try:
@@ -81,16 +87,20 @@ def lose(
         gone = time.monotonic()
         ranks.send_signal(lost, number)
         results = ranks.results(READY_S, lost={lost})
-    return lost, gone, [result for result in results if result is not None]
+    said = [result for result in results if result is not None]
+    after = ", ".join(f"{1000 * (failed - gone):.0f} ms" for failed, _, _ in said)
+    print(f"{kind} of {count} elements: the others knew after {after}")
+    return lost, gone, said
 
 
 KINDS = [
     "all_reduce", "broadcast", "reduce", "all_gather", "gather", "scatter", "reduce_scatter",
     "all_to_all", "barrier",
 ]  # fmt: skip
+MESSAGES = ["send", "recv"]
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", [*KINDS, *MESSAGES])
 def test_a_killed_rank_is_named_at_once(kind: str, tmp_path: Path, seed: int) -> None:
     random.seed(seed)
     count = random.choice([1, 5000, 300_000])
@@ -99,24 +109,29 @@ def test_a_killed_rank_is_named_at_once(kind: str, tmp_path: Path, seed: int) ->
     assert len(said) == 2
     for failed, words, total in said:
         assert words.startswith("DistNetworkError: "), words
-        assert f"rank {lost} is lost" in words or f"to rank {lost}" in words, words
+        assert re.search(rf"rank {lost} is lost|(to|from) rank {lost}\b", words), words
         assert failed - gone < NOTICED_S, words
         assert total == 2
 
 
-@pytest.mark.parametrize("kind", ["all_reduce", "all_to_all"])
+@pytest.mark.parametrize("kind", [*KINDS, *MESSAGES])
 def test_a_stopped_rank_is_named_after_the_timeout(kind: str, tmp_path: Path, seed: int) -> None:
     random.seed(seed)
-    lost, gone, said = lose(signal.SIGSTOP, tmp_path, kind, 5000, 0.05, 2.0)
+    count = random.choice([1, 5000, 300_000])
+    lost, gone, said = lose(signal.SIGSTOP, tmp_path, kind, count, 0.05, 2.0)
     assert len(said) == 2
-    assert all(words.startswith("DistNetworkError: ") for _, words, _ in said), said
-    assert all("Timed out after 2." in words for _, words, _ in said), said
-    # Who waited for the stopped rank itself says so; the other waited for that one.
-    assert any(str(lost) in words.partition("waiting for rank")[2] for _, words, _ in said), said
-    assert all(1.9 <= failed - gone < 2.1 + NOTICED_S for failed, _, _ in said), said
+    for failed, words, total in said:
+        assert words.startswith("DistNetworkError: "), words
+        if kind in MESSAGES:
+            assert re.search(rf"(to|from) rank {lost}: .*timeout passed", words), words
+        else:  # By all: also by those that waited for a rank that is well.
+            assert "Timed out after 2." in words, words
+            assert words.endswith(f"; no answer from rank {lost}"), words
+        assert 1.9 <= failed - gone < 2.1 + NOTICED_S, words
+        assert total == 2
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", [*KINDS, *MESSAGES])
 def test_a_rank_that_keeps_silent_is_lost_and_named_by_all(
     kind: str, tmp_path: Path, seed: int
 ) -> None:
@@ -128,7 +143,7 @@ def test_a_rank_that_keeps_silent_is_lost_and_named_by_all(
     assert len(said) == 2
     for failed, words, total in said:
         assert words.startswith("DistNetworkError: "), words
-        assert f"rank {lost} is lost" in words, words
+        assert re.search(rf"rank {lost} is lost|(to|from) rank {lost}\b", words), words
         assert 1.9 <= failed - gone < 2 + NOTICED_S, words
         assert total == 2
 
@@ -140,7 +155,8 @@ def missing_rank(rank: int, size: int) -> None:
     group = dist.new_group(timeout=timedelta(seconds=0.5))
     if rank != 1:
         began = time.monotonic()
-        with pytest.raises(dist.DistNetworkError, match=r"Timed out after 0\.5.*waiting for rank"):
+        words = r"Timed out after 0\.5.*waiting for rank.*; the engines of all ranks answer"
+        with pytest.raises(dist.DistNetworkError, match=words):
             dist.all_reduce(torch.ones(3), group=group)
         assert 0.4 < time.monotonic() - began < 0.5 + NOTICED_S
     dist.barrier()

@@ -11,7 +11,6 @@ import functools
 import importlib
 import importlib.resources
 import secrets
-from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
@@ -24,11 +23,11 @@ from . import default
 from .card import Card
 from .engines import Engine
 from .errors import TentError
+from .meeting import Meeting
 
 _CONTEXTS_PER_GROUP = 4  # As in csrc/collectives/collectives.h: the last one is for send and recv.
 _CONTEXT_BYTES = 8
 _C10D = "_c10d_torch_"  # The native module's name, before torch's minor version: 2_13.
-_JOINED = "tent/joined"
 _NO_PEER = 0xFFFFFFFF  # In the place of the own rank: a value that no peer id has.
 
 
@@ -105,37 +104,13 @@ def _meet(engine: Engine, options: Any) -> tuple[int, list[int]]:
     context = secrets.randbits(64 - 2) * _CONTEXTS_PER_GROUP
     if size == 1:
         return context, [_NO_PEER]
-    store: Any = options.store  # torch's types know neither bytes nor has_extended_api
-    # A store may outlive a group, and meet it again under the same name: every `size` joiners are
-    # one round, with keys of its own.
-    round_ = (store.add(_JOINED, 1) - 1) // size
-    keys = [f"tent/{round_}/{member}" for member in range(size)]
-    record = context.to_bytes(_CONTEXT_BYTES) + engine.card.encode()
-    store.set(keys[rank], record)
-    records = _wait_for(store, keys, options)
+    meeting = Meeting(options.store, rank, size, options.timeout, options.group_id)
+    records = meeting.records(context.to_bytes(_CONTEXT_BYTES) + engine.card.encode())
     ids = [
         _NO_PEER if member == rank else engine.meet(Card.decode(record[_CONTEXT_BYTES:]))
         for member, record in enumerate(records)
     ]
     return int.from_bytes(records[0][:_CONTEXT_BYTES]), ids
-
-
-def _wait_for(store: Any, keys: Sequence[str], options: Any) -> list[bytes]:
-    """The values of all keys, one per rank. Raises DistStoreError naming who did not come."""
-    try:
-        store.wait(list(keys), options.timeout)
-    except RuntimeError as error:
-        missing = [str(rank) for rank, key in enumerate(keys) if not store.check([key])]
-        if not missing:  # It is the store itself that failed.
-            raise
-        store.add(_JOINED, -1)  # This round is not over: whoever tries again joins it.
-        raise dist.DistStoreError(
-            f"rank {options.group_rank} of process group {options.group_id!r} waited "
-            f"{options.timeout.total_seconds():g} s, but rank {', '.join(missing)} did not join it"
-        ) from error
-    if store.has_extended_api():
-        return list(store.multi_get(list(keys)))
-    return [store.get(key) for key in keys]
 
 
 @functools.cache

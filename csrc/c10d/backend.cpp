@@ -155,9 +155,14 @@ TentBackend::WorkRef TentBackend::endCoalescing() {
 }
 
 void TentBackend::start(Pending& pending, const Call& call, std::chrono::milliseconds timeout) {
+  start(pending, call, timeout, sequence_++);
+}
+
+void TentBackend::start(Pending& pending, const Call& call, std::chrono::milliseconds timeout,
+                        std::uint64_t number) {
   const TentCollectiveCall arguments{call.kind,           call.reduce,         call.dtype,
                                      call.root,           call.inputs.data(),  call.inputs.size(),
-                                     call.outputs.data(), call.outputs.size(), sequence_++,
+                                     call.outputs.data(), call.outputs.size(), number,
                                      nanoseconds(timeout)};
   pending.add(api_->collective(api_->engine, group_, &arguments));
 }

@@ -1,7 +1,7 @@
 // Stage: c10d. The process-group backend "tent": turns torch's calls into those of the engine's
 // function table. Made by torch_tent/process_group.py, called by torch on any thread, with the GIL
 // or without. Checks and copies of odd strides happen on the caller's thread; nothing here waits
-// but monitoredBarrier and the sum of sparse tensors. What always holds: collectives of a group
+// but monitoredBarrier. What always holds: collectives of a group
 // carry consecutive numbers, the same on all ranks.
 #pragma once
 
@@ -98,12 +98,16 @@ class TentBackend final : public ::c10d::Backend {
   const Membership& membership() const { return membership_; }
 
  private:
-  struct Call;  // one collective in the engine
+  struct Call;       // one collective in the engine
+  struct SparseSum;  // what the stages of one share
 
   std::shared_ptr<Pending> begin();
   WorkRef end(::c10d::OpType type, const char* title, const Tensors& inputs,
               std::shared_ptr<Pending> pending);
   void start(Pending& pending, const Call& call, std::chrono::milliseconds timeout);
+  // With a number that was taken before.
+  void start(Pending& pending, const Call& call, std::chrono::milliseconds timeout,
+             std::uint64_t number);
   void start_all_reduce(Pending& pending, at::Tensor& tensor, const ::c10d::ReduceOp& op,
                         std::chrono::milliseconds timeout);
   void start_all_gather(Pending& pending, Tensors& outputs, const at::Tensor& input,

@@ -5,6 +5,16 @@
 
 namespace tent {
 
+std::int64_t bound_of(std::chrono::milliseconds timeout) {
+  const bool is_bounded = timeout.count() > 0 && timeout.count() < INT64_MAX / 1'000'000;
+  return is_bounded ? timeout.count() * 1'000'000 : -1;
+}
+
+void throw_not_ended(::c10d::OpType type, std::chrono::milliseconds timeout) {
+  C10D_THROW_ERROR(TimeoutError, "Operation timed out! ", ::c10d::opTypeToString(type),
+                   " has not ended within ", timeout.count(), " ms; it goes on");
+}
+
 BackendWork::BackendWork(int rank, ::c10d::OpType type, const char* title,
                          const std::optional<std::vector<at::Tensor>>& inputs,
                          std::shared_ptr<Pending> pending, std::uint64_t sequence)
@@ -43,11 +53,7 @@ std::vector<at::Tensor> BackendWork::result() {
 void BackendWork::synchronize() { wait(kNoTimeout); }
 
 bool BackendWork::wait(std::chrono::milliseconds timeout) {
-  const bool is_bounded = timeout.count() > 0;
-  const std::int64_t nanoseconds = is_bounded ? timeout.count() * 1'000'000 : -1;
-  if (!pending_->wait(nanoseconds))
-    C10D_THROW_ERROR(TimeoutError, "Operation timed out! ", ::c10d::opTypeToString(opType_),
-                     " has not ended within ", timeout.count(), " ms; it goes on");
+  if (!pending_->wait(bound_of(timeout))) throw_not_ended(opType_, timeout);
   if (const std::exception_ptr error = pending_->error()) std::rethrow_exception(error);
   return true;
 }

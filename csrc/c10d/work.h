@@ -10,6 +10,10 @@
 
 namespace tent {
 
+// A timeout of Work::wait in nanoseconds; -1 where it has none, or one beyond the clock.
+std::int64_t bound_of(std::chrono::milliseconds timeout);
+[[noreturn]] void throw_not_ended(::c10d::OpType type, std::chrono::milliseconds timeout);
+
 class BackendWork final : public ::c10d::Work {
  public:
   BackendWork(int rank, ::c10d::OpType type, const char* title,

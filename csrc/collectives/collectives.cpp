@@ -20,7 +20,10 @@ struct Collectives::Group final : Notices::Owner {
         id(number),
         ranks(std::move(map)),
         notices(collectives.transfers_, *this, ranks, ranks.context + 2) {}
-  void heard(std::int32_t rank, const std::string& why) override { owner.lost(*this, rank, why); }
+  void heard(std::int32_t rank, const std::string& why, bool from_itself) override {
+    if (from_itself && owner.on_abort) owner.on_abort(id, rank, why);
+    owner.lost(*this, rank, why);
+  }
   void quiet() override { owner.groups_.erase(id); }
 
   Collectives& owner;
@@ -28,7 +31,7 @@ struct Collectives::Group final : Notices::Owner {
   const RankMap ranks;
   Notices notices;
   Status broken;  // why it takes no more collectives
-  bool removed = false;
+  bool removed = false, aborted = false;
 };
 
 struct Collectives::Running final : Execution {
@@ -74,7 +77,7 @@ void Collectives::abort(GroupId group, const std::string& why) {
   const std::shared_ptr<Group> held = found->second;
   const std::int32_t rank = held->ranks.rank;
   // The others would wait for this rank, in what it has left, until their own timeouts.
-  if (held->broken.ok())
+  if (!std::exchange(held->aborted, true))
     held->notices.tell_all(rank, "rank " + std::to_string(rank) + " has aborted the process group");
   end_running(*held, {Code::Cancelled, why, ""}, true);
 }
@@ -88,6 +91,8 @@ void Collectives::end_running(Group& group, const Status& why, bool also_lingeri
       ids.push_back(id);
   for (CollectiveId id : ids)
     if (auto found = running_.find(id); found != running_.end()) found->second->fail(why);
+  for (const auto& [id, roll] : rolls_)
+    if (roll.group.get() == &group) roll.call->end();
 }
 
 // Tells the others also what it was told itself: what ends here now is cancelled, and whoever hears
@@ -133,9 +138,13 @@ CollectiveId Collectives::start(GroupId group, const TentCollectiveCall& call, E
   Running& running = *made;
   running_.emplace(id, std::move(made));
   if (lingering_ >= kLingeringMax) running.wait_for_all();
-  const TimeNs expires = call.timeout_ns < 0 ? kNever : transfers_.now() + call.timeout_ns;
+  const TimeNs expires = expiry(transfers_.now(), call.timeout_ns);
   running.start(plan, std::move(buffers), {held->ranks.context + 1, call.tag, expires}, scratch_);
   return id;
+}
+
+void Collectives::listen(GroupId group) {
+  if (find_group(group) != nullptr) groups_.at(group)->notices.listen();
 }
 
 void Collectives::cancel(CollectiveId id) {
@@ -161,7 +170,25 @@ void Collectives::settled(Execution& execution) {
   report.ended = transfers_.now();
   ++lingering_;  // until it is drained, mostly at once
   const End end = std::move(running.end);
+  const std::shared_ptr<Group>& group = running.group;
+  const bool asks = report.status.code == Code::Timeout && group->broken.ok() &&
+                    group->ranks.size <= RollCall::kRanksMax;
+  if (asks) return call_roll(group, std::move(report), end);
   end(std::move(report));
+}
+
+void Collectives::call_roll(const std::shared_ptr<Group>& group, Report report, End end) {
+  const std::uint64_t id = next_id_++;
+  const auto tell = [this, report, end](const std::string& found) {
+    Report whole = report;
+    whole.status.text += found;
+    whole.ended = transfers_.now();
+    end(std::move(whole));
+  };
+  auto call = std::make_unique<RollCall>(transfers_, group->ranks, group->ranks.context + 2, tell,
+                                         [this, id] { rolls_.erase(id); });
+  const auto [place, added] = rolls_.emplace(id, Roll{group, std::move(call)});
+  place->second.call->start();
 }
 
 void Collectives::drained(Execution& execution) {

@@ -17,6 +17,7 @@
 
 #include "collectives/algorithms.h"
 #include "collectives/execution.h"
+#include "collectives/roll_call.h"
 #include "collectives/scratch.h"
 #include "core/node.h"
 #include "engine/c_api.h"
@@ -43,11 +44,17 @@ class Collectives final : private Execution::Owner {
   const RankMap* find_group(GroupId group) const;
 
   // Runs the call. `end` is called once, maybe before this returns; it must not call back.
-  // An impossible call, an unknown or a broken group end it at once with the reason.
+  // An impossible call, an unknown or a broken group end it at once with the reason. One that has
+  // timed out ends when it is known who of the group still answers.
   using End = std::function<void(Report)>;
   CollectiveId start(GroupId group, const TentCollectiveCall& call, End end);
   // Its end still comes, with Cancelled, when nothing touches its memory any more.
   void cancel(CollectiveId id);
+
+  // From now on it is heard when a rank aborts the group.
+  void listen(GroupId group);
+  // A rank has aborted the group: it takes no more messages. Called from a continuation.
+  std::function<void(GroupId, std::int32_t rank, const std::string& why)> on_abort;
 
   // Collectives that have ended for their caller, but whose last messages are still on their way:
   // before the engine closes it gives them a moment.
@@ -56,11 +63,16 @@ class Collectives final : private Execution::Owner {
  private:
   struct Group;
   struct Running;
+  struct Roll {  // a collective that has timed out, before its caller hears of it
+    std::shared_ptr<Group> group;
+    std::unique_ptr<RollCall> call;
+  };
 
   void rank_lost(Execution& execution) override;
   void settled(Execution& execution) override;
   void drained(Execution& execution) override;
   void end_running(Group& group, const Status& why, bool also_lingering);
+  void call_roll(const std::shared_ptr<Group>& group, Report report, End end);
   void lost(Group& group, std::int32_t rank, const std::string& why);
 
   Transfers& transfers_;
@@ -69,6 +81,7 @@ class Collectives final : private Execution::Owner {
   PlanCache plans_;
   std::unordered_map<GroupId, std::shared_ptr<Group>> groups_;
   std::unordered_map<CollectiveId, std::unique_ptr<Running>> running_;
+  std::unordered_map<std::uint64_t, Roll> rolls_;
   std::size_t lingering_ = 0;
   std::uint64_t next_id_ = 1;
 };

@@ -44,12 +44,12 @@ void Notices::ended(TransferId id, const Report& report) {
     is_listening_ = false;
     // What came from outside: the rank must exist, the text must end.
     incoming_.text[sizeof incoming_.text - 1] = '\0';
-    const bool is_ours = incoming_.lost_rank >= 0 && incoming_.lost_rank < ranks_.size;
-    if (report.status.ok() && is_ours && !closed_) {
-      const Notice heard = incoming_;
+    const Notice heard = incoming_;
+    if (report.status.ok() && !closed_) {
       listen();
-      owner_.heard(heard.lost_rank, heard.text);
-      return;
+      if (heard.lost_rank < 0 || heard.lost_rank >= ranks_.size) return;
+      const bool from_itself = report.peer == ranks_.peers[std::size_t(heard.lost_rank)];
+      return owner_.heard(heard.lost_rank, heard.text, from_itself);
     }
   }
   if (closed_ && !is_listening_ && outgoing_.empty()) owner_.quiet();

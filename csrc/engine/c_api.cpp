@@ -12,10 +12,7 @@
 namespace tent {
 namespace {
 
-TimeNs until_of(std::int64_t timeout_ns) {
-  const TimeNs now = now_ns();
-  return timeout_ns < 0 || timeout_ns > kNever - now ? kNever : now + timeout_ns;
-}
+TimeNs until_of(std::int64_t timeout_ns) { return expiry(now_ns(), timeout_ns); }
 
 TentWork* refused(TentEngine* owner, Code code, const std::string& why) {
   auto* work = new TentWork;
@@ -54,6 +51,9 @@ TentWork* message(TentEngine* owner, GroupId group_id, Request::Op op, std::int3
                      "rank " + std::to_string(rank) + " is not another rank of this group of " +
                          std::to_string(ranks.size));
     }
+    if (const auto gone = group->aborters.find(rank); gone != group->aborters.end())
+      return refused(owner, Code::PeerLost, gone->second);
+    owner->collectives.listen(group_id);
     Request request;
     request.op = op;
     request.peer = any ? kAnyPeer : ranks.peers[std::size_t(rank)];
@@ -89,6 +89,18 @@ void abort_in(TentEngine* owner, Held& held, GroupId id, const std::string& why)
   for (const TransferId transfer : held->operations.ids_in(found->second->ranks.context)) {
     held->cancel(transfer);
   }
+}
+
+// Another rank has aborted the group: messages with it end, and are refused from now on.
+void aborted_by(TentEngine* owner, Exchange& exchange, GroupId id, std::int32_t rank,
+                const std::string& why) {
+  const auto found = owner->groups.find(id);
+  if (found == owner->groups.end()) return;
+  WorkGroup& group = *found->second;
+  group.aborters.emplace(rank, why);
+  const PeerId peer = group.ranks.peers[std::size_t(rank)];
+  for (const TransferId transfer : exchange.operations.ids_in(group.ranks.context, peer))
+    exchange.node().fail(transfer, {Code::PeerLost, why, ""}, exchange.now());
 }
 
 void group_destroy(TentEngine* owner, std::uint64_t group) {
@@ -212,3 +224,12 @@ const TentApi& c_functions() {
 }
 
 }  // namespace tent
+
+TentEngine::TentEngine(tent::Engine& owner, tent::Exchange& exchange)
+    : engine(owner), api(tent::c_functions()), collectives(exchange) {
+  api.engine = this;
+  collectives.on_abort = [this, &exchange](tent::GroupId group, std::int32_t rank,
+                                           const std::string& why) {
+    tent::aborted_by(this, exchange, group, rank, why);
+  };
+}

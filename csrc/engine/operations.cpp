@@ -6,12 +6,13 @@ namespace tent {
 OperationRef Operations::open(const Request& request) {
   auto operation = std::make_shared<Operation>(request.id);
   operation->urgent = request.priority == Priority::Foreground;
-  running_.emplace(request.id, Running{request.op, request.context, operation, nullptr});
+  running_.emplace(request.id,
+                   Running{request.op, request.context, request.peer, operation, nullptr});
   return operation;
 }
 
 void Operations::follow(const Request& request, Continuation* then) {
-  running_.emplace(request.id, Running{request.op, request.context, nullptr, then});
+  running_.emplace(request.id, Running{request.op, request.context, request.peer, nullptr, then});
 }
 
 std::vector<TransferId> Operations::ids() const {
@@ -21,11 +22,12 @@ std::vector<TransferId> Operations::ids() const {
   return ids;
 }
 
-std::vector<TransferId> Operations::ids_in(std::uint64_t context) const {
+std::vector<TransferId> Operations::ids_in(std::uint64_t context, PeerId peer) const {
   std::vector<TransferId> ids;
   for (const auto& [id, running] : running_) {
     const bool message = running.kind == Request::Op::Send || running.kind == Request::Op::Recv;
-    if (message && running.context == context) ids.push_back(id);
+    const bool is_with = peer == kAnyPeer || running.peer == peer;
+    if (message && is_with && running.context == context) ids.push_back(id);
   }
   return ids;
 }

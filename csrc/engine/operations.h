@@ -50,7 +50,8 @@ class Operations {
   void follow(const Request& request, Continuation* then);
   std::size_t outstanding() const { return running_.size(); }
   std::vector<TransferId> ids() const;
-  std::vector<TransferId> ids_in(std::uint64_t context) const;  // sends and receives in it
+  // Sends and receives in a context; of one peer, or of any with kAnyPeer.
+  std::vector<TransferId> ids_in(std::uint64_t context, PeerId peer = kAnyPeer) const;
 
   // The end of a transfer. Wakes nobody: that waits in the aftermath. Calls the continuation.
   void finish(Report report);
@@ -68,6 +69,7 @@ class Operations {
   struct Running {
     Request::Op kind;
     std::uint64_t context;
+    PeerId peer;
     OperationRef operation;
     Continuation* then = nullptr;
   };

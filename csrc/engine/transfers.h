@@ -37,6 +37,11 @@ class Transfers {
   virtual void cancel(TransferId id) = 0;
 };
 
+// A timeout as an absolute time; negative, or beyond the clock: never.
+inline TimeNs expiry(TimeNs now, std::int64_t timeout_ns) {
+  return timeout_ns < 0 || timeout_ns > kNever - now ? kNever : now + timeout_ns;
+}
+
 // The ranks of a process group as peers of this engine.
 struct RankMap {
   std::uint64_t context = 0;  // the same on all ranks; separates the group's messages from others

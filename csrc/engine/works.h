@@ -4,6 +4,7 @@
 #pragma once
 
 #include <cstdint>
+#include <map>
 #include <memory>
 #include <string>
 #include <unordered_map>
@@ -15,10 +16,13 @@
 namespace tent {
 
 class Engine;
+class Exchange;
 
 struct WorkGroup {
   RankMap ranks;
-  std::string aborted;  // why; empty while it is whole. Engine lock
+  // Engine lock:
+  std::string aborted;                           // why; empty while it is whole
+  std::map<std::int32_t, std::string> aborters;  // other ranks that have aborted it, and the words
 };
 
 const TentApi& c_functions();
@@ -26,10 +30,7 @@ const TentApi& c_functions();
 }  // namespace tent
 
 struct TentEngine {
-  TentEngine(tent::Engine& owner, tent::Transfers& transfers)
-      : engine(owner), api(tent::c_functions()), collectives(transfers) {
-    api.engine = this;
-  }
+  TentEngine(tent::Engine& owner, tent::Exchange& exchange);
   tent::Engine& engine;
   TentApi api;
   tent::Collectives collectives;

@@ -3,8 +3,11 @@ tensors that the others do not touch; empty, strided and sparse tensors; waits t
 
 from __future__ import annotations
 
+import gc
 import itertools
+import time
 from collections.abc import Iterator
+from datetime import timedelta
 from typing import Any
 
 import pytest
@@ -186,6 +189,66 @@ def test_many_operations_at_once() -> None:
 @pytest.mark.parametrize("size", [2, 3])
 def test_empty_and_sparse_tensors(size: int) -> None:
     assert run_group(all_wrong, size, empties, sparse_sums) == [[]] * size
+
+
+def async_sparse(rank: int, size: int) -> list[float]:
+    """Started and left alone: the caller comes back at once, the others do not wait for him, and
+    what he starts next meets what the others start next."""
+    held = []
+    for turn in range(3):
+        sums = [torch.full((4, 2), float(rank + i)).to_sparse(1) for i in range(20)]
+        dense = torch.full((5,), float(rank))
+        if rank == 1:
+            time.sleep(0.5)  # Whoever blocks, waits for this.
+        began = time.monotonic()
+        works = [dist.all_reduce(x, async_op=True) for x in sums]
+        works.append(dist.all_reduce(dense, async_op=True))
+        held.append(time.monotonic() - began)
+        futures = [work.get_future() for work in works[: 5 * turn]]
+        if turn == 1:  # Nobody waits here, on rank 0: the notifier sees to it.
+            dist.barrier()
+            if rank == 0:
+                time.sleep(0.3)
+        torch.futures.collect_all(futures).wait()
+        finish(works)
+        for i, x in enumerate(sums):
+            assert x.to_dense().eq(sum(r + i for r in range(size))).all()
+        assert dense[0] == sum(range(size))
+        dist.barrier()
+    return held
+
+
+def test_sums_of_sparse_tensors_do_not_block_their_caller() -> None:
+    held = run_group(async_sparse, 3)
+    assert max(held[0] + held[2]) < 0.45, held
+
+
+def dropped_sparse(rank: int, size: int) -> None:
+    """Works that nobody keeps, and one whose group goes while it waits for the others."""
+    x = torch.ones(3).to_sparse()
+    dist.all_reduce(x, async_op=True)
+    gc.collect()
+    dist.barrier()
+    deadline = time.monotonic() + 20
+    while x.to_dense()[0] != size:
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    group = dist.new_group()
+    if rank == 0:
+        work = dist.all_reduce(torch.ones(3).to_sparse(), group=group, async_op=True)
+        assert work is not None
+        with pytest.raises(dist.DistNetworkError, match="goes on"):
+            work.wait(timedelta(seconds=0.2))
+        dist.destroy_process_group(group)
+        with pytest.raises(RuntimeError, match="destroyed"):
+            work.wait()
+        with pytest.raises(RuntimeError, match="destroyed"):
+            work.get_future().wait()
+    dist.barrier()
+
+
+def test_sums_of_sparse_tensors_that_are_left_alone() -> None:
+    run_group(dropped_sparse, 3)
 
 
 # ---- sums that cannot be ------------------------------------------------------------------------

@@ -68,6 +68,7 @@ class World {
       groups_.push_back(ranks_.back()->add_group(map));
     }
     dead_.resize(std::size_t(size));
+    stopped_.resize(std::size_t(size));
   }
 
   std::size_t start(std::int32_t rank, std::tuple<int, int, int, int> what, const Buffers2& inputs,
@@ -139,6 +140,13 @@ class World {
         end(m, {Code::PeerLost, "its process ended", ""});
     }
   }
+  // The rank does nothing any more, and nobody is told.
+  void stop(std::int32_t rank) {
+    dead_[std::size_t(rank)] = stopped_[std::size_t(rank)] = true;
+    const std::list<MessageRef> open = open_;
+    for (const MessageRef& m : open)
+      if (m->rank == rank) withdraw(m);
+  }
   void expire(TimeNs time) {
     now_ = time;
     const std::list<MessageRef> open = open_;
@@ -147,12 +155,13 @@ class World {
   }
 
   void post(MessageRef message) {
-    if (message->peer >= 0 && dead_[std::size_t(message->peer)]) {
+    const auto peer = std::size_t(message->peer);
+    if (message->peer >= 0 && dead_[peer] && !stopped_[peer]) {
       open_.push_back(message);
       return end(message, {Code::PeerLost, "its process ended", ""});
     }
     open_.push_back(message);
-    if (message->is_send && std::bernoulli_distribution(0.3)(random_)) {
+    if (message->is_send && !stopped_[peer] && std::bernoulli_distribution(0.3)(random_)) {
       const auto* from = reinterpret_cast<const std::uint8_t*>(message->address);
       message->buffered.assign(from, from + message->bytes);
       tell(message, {});
@@ -233,7 +242,7 @@ class World {
   TransferId last_id_ = 0;
   std::list<MessageRef> open_, waiting_;
   std::vector<Action> actions_;
-  std::vector<bool> dead_;
+  std::vector<bool> dead_, stopped_;  // whoever is stopped is dead, too
   std::vector<std::tuple<int, std::string, int>> results_;
   std::vector<std::pair<std::int32_t, CollectiveId>> ids_;
   std::vector<std::unique_ptr<Port>> ports_;
@@ -302,6 +311,7 @@ PYBIND11_MODULE(collectives_world, m) {
       .def("abort", &World::abort)
       .def("remove_group", &World::remove_group)
       .def("kill", &World::kill)
+      .def("stop", &World::stop)
       .def("expire", &World::expire);
   m.def("plan", &planned);
   m.def("why_not", &why_not);
