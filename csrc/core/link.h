@@ -34,12 +34,17 @@ struct Unacked {  // a frame on its way
   PostStamp stamp;
 };
 
+// An RDMA slice costs two messages, a read, and what wakes up both ends, however long it is.
+constexpr std::uint64_t slice_bytes_min_of(RailKind kind) {
+  return kind == RailKind::Rdma ? 256u << 10 : 0;
+}
+
 class Link {
  public:
   Link(LinkId id, const LinkInfo& info, const CoreSettings& settings, TimeNs now)
       : id_(id),
         info_(info),
-        estimate_(settings, info.rate_hint, info.slice_bytes_max),
+        estimate_(settings, info.rate_hint, slice_bytes_min_of(info.kind), info.slice_bytes_max),
         last_heard_(now) {}
 
   LinkId id() const { return id_; }

@@ -15,11 +15,13 @@ constexpr TimeNs kOverdueUnmeasured = 100 * kMillisecond;
 }  // namespace
 
 RailEstimate::RailEstimate(const CoreSettings& settings, double rate_hint,
-                           std::uint64_t slice_bytes_max)
+                           std::uint64_t slice_bytes_min, std::uint64_t slice_bytes_max)
     : settings_(settings),
       slice_bytes_max_(slice_bytes_max == 0 ? settings.slice_bytes_max
-                                            : std::min(slice_bytes_max, settings.slice_bytes_max)),
-      growth_(4 * settings.slice_bytes_min) {
+                                            : std::min(slice_bytes_max, settings.slice_bytes_max)) {
+  slice_bytes_min_ = std::min(std::max(slice_bytes_min, settings.slice_bytes_min),
+                              std::max(slice_bytes_max_, settings.slice_bytes_min));
+  growth_ = 4 * slice_bytes_min_;
   current_max_ = rate_hint > 0 ? std::max(rate_hint, kRateMin) : kRatePrior;
 }
 
@@ -102,7 +104,7 @@ std::uint64_t RailEstimate::slice_bytes() const {
   const auto wanted = std::uint64_t(steady_rate() * double(settings_.slice_time));
   const std::uint64_t most = std::min(slice_bytes_max_, growth_ / 4);
   const std::uint64_t bytes =
-      std::clamp(wanted, settings_.slice_bytes_min, std::max(most, settings_.slice_bytes_min));
+      std::clamp(wanted, slice_bytes_min_, std::max(most, slice_bytes_min_));
   return bytes > kAlign ? bytes / kAlign * kAlign : bytes;
 }
 
@@ -112,7 +114,7 @@ std::uint64_t RailEstimate::window() const {
   // three.
   const double delay = double(settings_.target_delay) + 1.5 * double(round_trip());
   const auto wanted = std::uint64_t(std::min(rate(), kProbeGain * steady_rate()) * delay);
-  return std::max(std::min(growth_, wanted), 2 * settings_.slice_bytes_min);
+  return std::max(std::min(growth_, wanted), 2 * slice_bytes_min_);
 }
 
 TimeNs RailEstimate::eta(std::uint64_t bytes) const {

@@ -22,7 +22,9 @@ struct PostStamp {
 
 class RailEstimate {
  public:
-  RailEstimate(const CoreSettings& settings, double rate_hint, std::uint64_t slice_bytes_max);
+  // `slice_bytes_min`, `slice_bytes_max`: of this link; 0: the settings' values.
+  RailEstimate(const CoreSettings& settings, double rate_hint, std::uint64_t slice_bytes_min,
+               std::uint64_t slice_bytes_max);
 
   PostStamp posted(std::uint64_t bytes, TimeNs now);
   void acked(const PostStamp& stamp, std::uint64_t bytes, TimeNs now);
@@ -52,7 +54,7 @@ class RailEstimate {
   TimeNs round_trip() const { return quickest_.time == kNever ? 0 : quickest_.time; }
 
   const CoreSettings& settings_;
-  std::uint64_t slice_bytes_max_;
+  std::uint64_t slice_bytes_min_, slice_bytes_max_;
   // Two buckets make a windowed maximum (rate) and minimum (base latency).
   double current_max_ = 0, previous_max_ = 0;
   TimeNs rate_bucket_ = 0;

@@ -281,7 +281,7 @@ void bind_estimate(py::module_& module) {
                  settings->slice_bytes_min = slice_bytes_min;
                  settings->slice_bytes_max = slice_bytes_max;
                  const CoreSettings& kept = *settings;
-                 return OwnedEstimate{std::move(settings), RailEstimate(kept, rate_hint, 0)};
+                 return OwnedEstimate{std::move(settings), RailEstimate(kept, rate_hint, 0, 0)};
                }),
            py::arg("rate_hint") = 0.0, py::arg("slice_bytes_min") = 16 << 10,
            py::arg("slice_bytes_max") = 4 << 20)

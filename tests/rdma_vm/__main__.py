@@ -57,6 +57,7 @@ def main(arguments: list[str]) -> int:
             writable=tuple(options.write),
             environment=tuple(options.env),
             timeout_s=options.timeout,
+            counted=options.clock == "counted",
         ),
     )
     print(
@@ -75,6 +76,8 @@ def _parse(arguments: list[str]) -> argparse.Namespace:
     )
     parser.add_argument("verb", choices=("prepare", "test", "run"))
     parser.add_argument("--rails", type=int, default=2, help="pairs of ports")
+    clock = "of an emulated processor: counted by its instructions, or this machine's"
+    parser.add_argument("--clock", choices=("counted", "real"), default="counted", help=clock)
     parser.add_argument("--timeout", type=float, default=1200.0, metavar="S")
     parser.add_argument("--write", type=_folder, action="append", default=[], metavar="FOLDER")
     parser.add_argument("--env", type=_variable, action="append", default=[], metavar="NAME=TEXT")

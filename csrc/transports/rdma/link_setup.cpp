@@ -12,9 +12,11 @@
 namespace tent {
 namespace {
 
-// The device tries again after 4.096 us x 2^kTimeout = 17 ms, kRetries times. Long before it gives
-// up the session has found that the link is overdue. Seven would mean "for ever" on some devices.
-constexpr std::uint8_t kTimeout = 12, kRetries = 6, kReceiverRetries = 6, kReceiverTimer = 12;
+// The device tries again after 4.096 us x 2^kTimeout = 0.27 s, kRetries times. Long before it gives
+// up the session has found that the link is overdue, so this is only for a rail without others.
+// Much less, and a device that is busy with a long read takes it for lost, and reads it all again.
+// Seven would mean "for ever" on some devices.
+constexpr std::uint8_t kTimeout = 16, kRetries = 6, kReceiverRetries = 6, kReceiverTimer = 12;
 constexpr std::uint8_t kHops = 64;
 constexpr std::uint32_t kInlineWanted = 256;
 constexpr TimeNs kDrainPatience = 5 * kMillisecond;
