@@ -74,8 +74,12 @@ void join(Side& near, Side& far) {
   RdmaEndpoint ours, theirs;
   require(near.transport.open(kLink, {.device = "fake0"}, ours));
   require(far.transport.open(kLink, {.device = "fake1"}, theirs));
-  require(far.transport.join(kLink, ours, false));
-  require(near.transport.join(kLink, theirs, true));
+  std::shared_ptr<RdmaJoining> joining;
+  require(far.transport.join(kLink, ours, false, joining));
+  require(joining->run());
+  require(near.transport.join(kLink, theirs, true, joining));
+  require(joining->run());
+  require(near.transport.joined(kLink, true));
   Status why;
   while (!near.transport.greeted(kLink, why) || !far.transport.greeted(kLink, why)) {
     near.transport.poll(near);

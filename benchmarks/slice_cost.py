@@ -1,7 +1,7 @@
 """Stage: benchmarks. Question: what does a slice on an RDMA rail cost beside the device's own work?
 
 Compiles slice_cost.cpp with the transports, and the fake devices with queues that cost next to
-nothing (lean_verbs.cpp), and runs it some times over. No devices are needed. Run alone:
+nothing (tests/native/fake_lean.cpp), and runs it some times over. No devices are needed. Run alone:
 `python benchmarks/slice_cost.py`.
 """
 
@@ -32,7 +32,7 @@ def build() -> list[str]:
     BUILD.mkdir(parents=True, exist_ok=True)
     here, native = ROOT / "benchmarks", ROOT / "tests/native"
     program, library = BUILD / "slice_cost", BUILD / "liblean.so"
-    fakes = [native / "fake_verbs.cpp", native / "fake_fabric.cpp", here / "lean_verbs.cpp"]
+    fakes = [native / "fake_verbs.cpp", native / "fake_fabric.cpp", native / "fake_lean.cpp"]
     core = [ROOT / f"csrc/core/{name}.cpp" for name in ("layout", "wire")]
     folders = [ROOT / "csrc/transports", ROOT / "csrc/drivers"]
     real = sorted(path for folder in folders for path in folder.rglob("*.cpp"))

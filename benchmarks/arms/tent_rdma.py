@@ -51,6 +51,7 @@ class Rails:
         self._peer = peer
         self._devices = devices
         self._talk = talk
+        self._dials = dials
         self._links: dict[int, int] = {}
         self._numbers = itertools.count(1)
         self._gids = {port.device: port.gid.index for port in rdma_ports() if port.gid}
@@ -84,7 +85,12 @@ class Rails:
             return  # Its port is down.
         self._talk.send((place, link, own))
         theirs = self._talk.recv()
-        self._settle(place, link, theirs, True)
+        try:
+            if theirs:
+                self._engine.rdma_join(link, theirs, True)
+        except RuntimeError:
+            theirs = b""
+        self._settle(place, link, bool(theirs))
 
     def _answer_for_ever(self) -> None:
         while True:
@@ -94,26 +100,27 @@ class Rails:
                 return
             try:
                 own = self._engine.rdma_open(link, self._devices[place], 1, self._gid(place))
+                self._engine.rdma_join(link, theirs, False)
             except RuntimeError:
                 own = b""
             self._talk.send(own)
-            self._settle(place, link, theirs if own else b"", False)
+            self._settle(place, link, bool(own))
 
-    def _settle(self, place: int, link: int, theirs: bytes, dialed: bool) -> None:
+    def _settle(self, place: int, link: int, joined: bool) -> None:
         """The link is added where both ends were greeted, else dropped."""
-        good = bool(theirs) and self._greeted(link, theirs, dialed)
+        good = joined and self._greeted(link)
         self._talk.send(good)
         good = bool(self._talk.recv()) and good
         if not good:
             self._engine.rdma_drop(link)
             return
         rail = f"rdma {self._devices[place]}"
+        dialed = self._dials
         self._engine.add_link(self._peer, link, "rdma", rail, [], dialed, 0, 0.0)
         self._links[place] = link
 
-    def _greeted(self, link: int, theirs: bytes, dialed: bool) -> bool:
+    def _greeted(self, link: int) -> bool:
         try:
-            self._engine.rdma_join(link, theirs, dialed)
             deadline = time.monotonic() + GREET_S
             while not self._engine.rdma_greeted(link):
                 if time.monotonic() > deadline:

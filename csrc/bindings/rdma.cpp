@@ -2,6 +2,7 @@
 // that prove the way between them. After that they are added as links of any kind are.
 // Any Python thread.
 #include <cstring>
+#include <memory>
 #include <stdexcept>
 #include <string>
 
@@ -30,7 +31,16 @@ void join(Engine& engine, LinkId link, const std::string& endpoint, bool dialed)
     throw std::runtime_error("the peer's RDMA endpoint has a wrong length: another version?");
   }
   std::memcpy(&peer, endpoint.data(), sizeof peer);
-  check(under_lock(engine, false, [&](Held& held) { return held->rdma.join(link, peer, dialed); }));
+  std::shared_ptr<RdmaJoining> joining;
+  check(under_lock(engine, false,
+                   [&](Held& held) { return held->rdma.join(link, peer, dialed, joining); }));
+  Status status;
+  {
+    const py::gil_scoped_release release;
+    status = joining->run();
+  }
+  check(status);
+  check(under_lock(engine, false, [&](Held& held) { return held->rdma.joined(link, dialed); }));
 }
 
 bool greeted(Engine& engine, LinkId link) {

@@ -65,10 +65,11 @@ RdmaDevice* RdmaTransport::device(const std::string& name, Status& why) {
 
 Status RdmaTransport::open(LinkId id, const RdmaPort& port, RdmaEndpoint& out) {
   if (links_.find(id) != nullptr) return failed("the link number is in use");
+  retirement_.collect();
   Status why;
   RdmaDevice* on = device(port.device, why);
   if (on == nullptr) return why;
-  auto link = std::make_unique<RdmaLink>(id, *verbs_, *on, memory);
+  auto link = std::make_unique<RdmaLink>(id, *verbs_, *on, memory, retirement_);
   why = link->open(port);
   if (!why.ok()) return why;
   out = link->endpoint();
@@ -76,12 +77,18 @@ Status RdmaTransport::open(LinkId id, const RdmaPort& port, RdmaEndpoint& out) {
   return {};
 }
 
-Status RdmaTransport::join(LinkId id, const RdmaEndpoint& peer, bool dialed) {
+Status RdmaTransport::join(LinkId id, const RdmaEndpoint& peer, bool dialed,
+                           std::shared_ptr<RdmaJoining>& out) {
   RdmaLink* link = links_.find(id);
   if (link == nullptr) return failed("the RDMA link is closed");
-  Status status = link->join(peer, dialed);
-  if (status.ok() && dialed) link->greet();
-  return status.ok() ? link->state.fault : status;
+  return link->join(peer, dialed, out);
+}
+
+Status RdmaTransport::joined(LinkId id, bool dialed) {
+  RdmaLink* link = links_.find(id);
+  if (link == nullptr) return failed("the RDMA link is closed");
+  if (dialed) link->greet();
+  return link->state.fault;
 }
 
 bool RdmaTransport::greeted(LinkId id, Status& why) {

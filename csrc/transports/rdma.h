@@ -28,8 +28,11 @@ class RdmaTransport final : public Transport {
   // ---- before a link is up: what the control plane does while it shakes hands ------------------
   // Makes our end of a link. Close() drops it again.
   Status open(LinkId link, const RdmaPort& port, RdmaEndpoint& out);
-  // Joins it with the peer's end; who has `dialed` sends the first greeting, the other one answers.
-  Status join(LinkId link, const RdmaEndpoint& peer, bool dialed);
+  // Joins it with the peer's end, in three steps, of which the second, RdmaJoining::run(), needs no
+  // lock. Who has `dialed` sends the first greeting, the other one answers.
+  Status join(LinkId link, const RdmaEndpoint& peer, bool dialed,
+              std::shared_ptr<RdmaJoining>& out);
+  Status joined(LinkId link, bool dialed);
   // Whether the peer's greeting has come: then bytes cross both ways. False with `why` set: never.
   bool greeted(LinkId link, Status& why);
 
@@ -61,6 +64,7 @@ class RdmaTransport final : public Transport {
   Descriptor ready_;  // epoll: completions, device events, control connections
   std::unique_ptr<Verbs> verbs_;
   std::map<std::string, std::unique_ptr<RdmaDevice>> devices_;
+  Retirement retirement_;  // ends before the devices, and after the links
   LinkTable<RdmaLink> links_;
   std::vector<RdmaLink*> touched_, again_;
   std::uint32_t polls_ = 0;

@@ -2,13 +2,13 @@
 // a fabric inside the process (fake_fabric.cpp), and calls with which a test spoils it. It is a
 // shared library of its own, so that what is tested is the very code that opens the real one. Any
 // thread; one mutex.
-#include "fake.h"
-
 #include <fcntl.h>
 #include <unistd.h>
 
 #include <cerrno>
 #include <cstring>
+
+#include "fake.h"
 
 using namespace fake;
 

@@ -128,7 +128,10 @@ class Side final : public Receiver {
     RdmaEndpoint peer;
     if (endpoint.size() != sizeof peer) return "not an endpoint";
     std::memcpy(&peer, endpoint.data(), sizeof peer);
-    return rdma_->join(link, peer, dialed).text;
+    std::shared_ptr<RdmaJoining> joining;
+    Status status = rdma_->join(link, peer, dialed, joining);
+    if (status.ok()) status = joining->run();
+    return (status.ok() ? rdma_->joined(link, dialed) : status).text;
   }
   py::object rdma_greeted(LinkId link) {
     Status why;

@@ -2,7 +2,7 @@
 control plane, and without torch, whose import takes half a minute there.
 
 `near` has the a-sides of the rails, `far` the b-sides. What always holds: nothing but RDMA joins
-them, so that whatever arrives came over it.
+them unless a test asks for it, so that whatever arrives came over it.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from tests.engine_pairs import layout
+from tests.engine_pairs import layout, tcp_ends
 from tests.rdma import wires
 from torch_tent import _engine
 from torch_tent.rdma_ports import rdma_ports
@@ -32,9 +32,7 @@ class Pair:
     """The two engines. `links` has the number of each rail's latest link."""
 
     def __init__(self, rails: int = 2, **settings: Any) -> None:
-        # On a processor that is emulated and shared, 20 ms of silence say nothing about a rail.
-        patient = {"peer_timeout_s": 120.0, "overdue_min_s": 0.5}
-        settings = {"rdma": True, **patient, **settings}
+        settings = {"rdma": True, "peer_timeout_s": 120.0, **settings}
         self.near, self.far = _engine.Engine(settings), _engine.Engine(settings)
         self.far_of_near, self.near_of_far = self.near.add_peer("far"), self.far.add_peer("near")
         self.gids = {p.device: p.gid.index for p in rdma_ports() if p.gid is not None}
@@ -52,10 +50,11 @@ class Pair:
             for engine, device in zip(both, devices, strict=True)
         ]
         try:
+            self.far.rdma_join(link, ends[0], False)  # First: the dialer greets at once.
             self.near.rdma_join(link, ends[1], True)
-            self.far.rdma_join(link, ends[0], False)
             deadline = time.monotonic() + GREET_S
-            while not (self.near.rdma_greeted(link) and self.far.rdma_greeted(link)):
+            # Both are asked each time: either may tell that its end has failed.
+            while {engine.rdma_greeted(link) for engine in both} != {True}:
                 if time.monotonic() > deadline:
                     raise RuntimeError("no greeting came")
                 time.sleep(0.001)
@@ -67,6 +66,13 @@ class Pair:
         for engine, peer, dialed in zip(both, peers, (True, False), strict=True):
             engine.add_link(peer, link, "rdma", f"rdma {rail}", [], dialed, 0, 0.0)
         self.links[rail] = link
+
+    def join_tcp(self, rail: int) -> None:
+        """A link over the loopback interface beside the RDMA links."""
+        link = next(_links)
+        left, right = tcp_ends()
+        self.near.add_link(self.far_of_near, link, "tcp", f"tcp {rail}", left, True, 0, 0.0)
+        self.far.add_link(self.near_of_far, link, "tcp", f"tcp {rail}", right, False, 0, 0.0)
 
     def rejoin(self, rail: int) -> None:
         """Tries again until the rail has a link."""

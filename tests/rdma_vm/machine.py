@@ -28,7 +28,8 @@ MEMORY_MIB = 3072
 PASSED_ON = ("PATH", "HOME", "LANG", "VIRTUAL_ENV", "PYENV_ROOT", "CI", "PYTHONDONTWRITEBYTECODE")
 BOOT = (
     "console=ttyS0 quiet loglevel=3 panic=-1 reboot=t mitigations=off nokaslr audit=0 nowatchdog "
-    "no_timer_check random.trust_cpu=on rcupdate.rcu_expedited=1"
+    "no_timer_check random.trust_cpu=on rcupdate.rcu_expedited=1 "
+    "init_on_alloc=0"
 )
 TIMED_OUT, DIED = 124, 125
 

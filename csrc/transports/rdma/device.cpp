@@ -94,7 +94,7 @@ ibv::Cq* RdmaDevice::seat(RdmaLink& link, std::uint16_t& seat, std::uint16_t& tu
   ibv::Cq* cq = queue_with_room(queue, why);
   if (cq == nullptr) return nullptr;
   std::size_t free = 0;
-  while (free < seats_.size() && seats_[free].link != nullptr) ++free;
+  while (free < seats_.size() && seats_[free].taken) ++free;
   if (free == seats_.size()) seats_.emplace_back();
   if (free >= kSeatsMax) {
     why = failed("RDMA device " + name_ + " has as many links as can be told apart");
@@ -102,6 +102,7 @@ ibv::Cq* RdmaDevice::seat(RdmaLink& link, std::uint16_t& seat, std::uint16_t& tu
   }
   Seat& taken = seats_[free];
   taken.link = &link;
+  taken.taken = true;
   ++taken.turn;
   taken.queue = queue;
   ++queues_[queue].links;
@@ -113,6 +114,7 @@ ibv::Cq* RdmaDevice::seat(RdmaLink& link, std::uint16_t& seat, std::uint16_t& tu
 void RdmaDevice::leave(std::uint16_t seat) {
   --queues_[seats_[seat].queue].links;
   seats_[seat].link = nullptr;
+  seats_[seat].taken = false;
 }
 
 RdmaLink* RdmaDevice::link_of(const WorkNumber& work) const {

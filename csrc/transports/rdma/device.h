@@ -57,6 +57,8 @@ class RdmaDevice {
 
   // A seat for a link, and room for its completions. Null: no queue can be had; `why` says it.
   ibv::Cq* seat(RdmaLink& link, std::uint16_t& seat, std::uint16_t& turn, Status& why);
+  // The link hears nothing any more; its place in the queue stays until its pair is destroyed.
+  void stand_up(std::uint16_t seat) { seats_[seat].link = nullptr; }
   void leave(std::uint16_t seat);
 
   // Takes up to kBatch completions of each queue and gives each to its link's completed(); what
@@ -76,6 +78,7 @@ class RdmaDevice {
   };
   struct Seat {
     RdmaLink* link = nullptr;
+    bool taken = false;
     std::uint16_t turn = 0;
     std::uint32_t queue = 0;
   };

@@ -9,6 +9,7 @@
 #include <array>
 #include <cstdint>
 #include <memory>
+#include <mutex>
 #include <span>
 #include <string>
 #include <vector>
@@ -17,6 +18,7 @@
 #include "transports/local_slices.h"
 #include "transports/rdma/device.h"
 #include "transports/rdma/memory.h"
+#include "transports/rdma/retirement.h"
 #include "transports/rdma/slices.h"
 
 namespace tent {
@@ -44,6 +46,19 @@ struct RdmaEndpoint {
 };
 static_assert(sizeof(RdmaEndpoint) == 40);
 
+// The middle of joining two ends. It runs without the engine lock: for an address, the kernel may
+// have to ask the network, and takes a second where that is down.
+struct RdmaJoining {
+  explicit RdmaJoining(const Verbs& of) : verbs(of) {}
+  Status run();  // any thread
+
+  const Verbs& verbs;
+  std::mutex running;     // taken by run(), and by whoever ends the pair
+  ibv::Qp* qp = nullptr;  // null: the link was closed meanwhile
+  ibv::QpAttr to_receive{}, to_send{};
+  std::string device;
+};
+
 class RdmaLink final : public ByteStream, public PieceNamer, public ReadPoster {
  public:
   static constexpr std::uint32_t kSlots = 32;        // messages each way
@@ -52,14 +67,16 @@ class RdmaLink final : public ByteStream, public PieceNamer, public ReadPoster {
   static constexpr std::uint32_t kWorkMax = kSendWork + kSlots;
   static constexpr std::uint64_t kCarriedMax = 1024;  // a slice up to this rides in the stream
 
-  RdmaLink(LinkId id, const Verbs& verbs, RdmaDevice& device, RdmaMemory& memory);
+  RdmaLink(LinkId id, const Verbs& verbs, RdmaDevice& device, RdmaMemory& memory,
+           Retirement& retirement);
   ~RdmaLink() override;
 
   // ---- its beginning ---------------------------------------------------------------------------
   Status open(const RdmaPort& port);  // the queue pair exists and can receive
   RdmaEndpoint endpoint() const { return own_; }
-  Status join(const RdmaEndpoint& peer, bool dialed);  // ... and can send
-  void greet();                                        // a message that proves the way
+  // ... and can send, once what comes out of here has run.
+  Status join(const RdmaEndpoint& peer, bool dialed, std::shared_ptr<RdmaJoining>& out);
+  void greet();  // a message that proves the way
   bool greeted() const { return greeted_; }
   void answer_greeting();  // once, where the peer has dialed
   // ... and its end.
@@ -107,19 +124,14 @@ class RdmaLink final : public ByteStream, public PieceNamer, public ReadPoster {
     std::uint32_t slot = 0, bytes = 0, taken = 0;
   };
 
-  struct Arena {  // memory that the device may use for this link
-    std::unique_ptr<std::uint8_t[]> bytes;
-    ibv::Mr* mr = nullptr;
-  };
   static constexpr std::uint32_t kSgesMax = 8;  // pieces of our memory in one read
   static constexpr std::uint64_t kBounceBytes = 64u << 10;
 
   std::uint8_t* out_slot(std::uint32_t number) { return arena_.bytes.get() + number * kSlotBytes; }
   std::uint8_t* in_slot(std::uint32_t number) { return out_slot(kSlots + number); }
   std::uint32_t work_room() const { return kSendWork - 1 - (posted_ - done_); }
-  Status make_arena(Arena& arena, std::size_t bytes);
+  Status make_arena(RdmaArena& arena, std::size_t bytes);
   Status make_queue_pair();
-  Status move(ibv::QpAttr& attr, int mask, const char* where);
   Posted bounce(const NamedPiece& from);
   void mark_end();
   bool post_message(std::uint16_t kind, std::uint32_t payload);
@@ -132,9 +144,11 @@ class RdmaLink final : public ByteStream, public PieceNamer, public ReadPoster {
   const Verbs& verbs_;
   RdmaDevice& device_;
   RdmaMemory& memory_;
+  Retirement& retirement_;
+  std::shared_ptr<RdmaJoining> joining_;
   RdmaPort port_;
   RdmaEndpoint own_;
-  Arena arena_, bounce_;
+  RdmaArena arena_, bounce_;
   ibv::Qp* qp_ = nullptr;
   std::uint16_t seat_ = 0, turn_ = 0;
   bool seated_ = false, greeted_ = false, answers_ = false, touched_ = false, marked_ = false,

@@ -21,22 +21,32 @@ constexpr std::uint8_t kHops = 64;
 constexpr std::uint32_t kInlineWanted = 256;
 constexpr TimeNs kDrainPatience = 5 * kMillisecond;
 
+Status move(const Verbs& verbs, ibv::Qp* qp, const std::string& device, ibv::QpAttr& attr, int mask,
+            const char* where) {
+  const int error = verbs.modify_qp(qp, &attr, mask | ibv::kMaskState);
+  if (error == 0) return {};
+  errno = error;
+  return failed(errno_text("RDMA device " + device + ": the queue pair does not go to " + where));
+}
+
 }  // namespace
 
-RdmaLink::RdmaLink(LinkId id, const Verbs& verbs, RdmaDevice& device, RdmaMemory& memory)
+RdmaLink::RdmaLink(LinkId id, const Verbs& verbs, RdmaDevice& device, RdmaMemory& memory,
+                   Retirement& retirement)
     : slices_in(state, *this),
       slices_out(*this),
       reader(state, *this, slices_in),
       writer(state, *this, slices_out),
       verbs_(verbs),
       device_(device),
-      memory_(memory) {
+      memory_(memory),
+      retirement_(retirement) {
   state.id = id;
 }
 
 RdmaLink::~RdmaLink() { shut(); }
 
-Status RdmaLink::make_arena(Arena& arena, std::size_t bytes) {
+Status RdmaLink::make_arena(RdmaArena& arena, std::size_t bytes) {
   arena.bytes = std::make_unique<std::uint8_t[]>(bytes);
   arena.mr = verbs_.reg_mr(device_.pd(), arena.bytes.get(), bytes, ibv::kLocalWrite);
   if (arena.mr != nullptr) return {};
@@ -74,7 +84,8 @@ Status RdmaLink::open(const RdmaPort& port) {
   init.qp_state = ibv::kInit;
   init.port_num = port.port;
   init.qp_access_flags = ibv::kRemoteRead;  // nobody ever writes into this process
-  status = move(init, ibv::kMaskPkeyIndex | ibv::kMaskPort | ibv::kMaskAccessFlags, "INIT");
+  status = move(verbs_, qp_, port.device, init,
+                ibv::kMaskPkeyIndex | ibv::kMaskPort | ibv::kMaskAccessFlags, "INIT");
   if (!status.ok()) return status;
   for (std::uint32_t slot = 0; slot < kSlots && state.live(); ++slot) post_slot(slot);
   owed_ = 0;  // the peer knows of these
@@ -101,15 +112,7 @@ Status RdmaLink::make_queue_pair() {
   return {};
 }
 
-Status RdmaLink::move(ibv::QpAttr& attr, int mask, const char* where) {
-  const int error = verbs_.modify_qp(qp_, &attr, mask | ibv::kMaskState);
-  if (error == 0) return {};
-  errno = error;
-  return failed(
-      errno_text("RDMA device " + device_.name() + ": the queue pair does not go to " + where));
-}
-
-Status RdmaLink::join(const RdmaEndpoint& peer, bool dialed) {
+Status RdmaLink::join(const RdmaEndpoint& peer, bool dialed, std::shared_ptr<RdmaJoining>& out) {
   if (peer.magic != RdmaEndpoint::kMagic || peer.slots < 2 || peer.slots > 4096 ||
       peer.slot_bytes <= sizeof(Prefix) || peer.slot_bytes > (1u << 20) || peer.mtu < 1 ||
       peer.mtu > 5) {
@@ -122,32 +125,41 @@ Status RdmaLink::join(const RdmaEndpoint& peer, bool dialed) {
   peer_slots_ = peer.slots;
   payload_max_ = std::min(peer.slot_bytes, kSlotBytes) - std::uint32_t(sizeof(Prefix));
   reads_max_ = std::clamp<std::uint32_t>(peer.reads_in, 1, device_.limits().reads_out);
-  ibv::QpAttr attr{};
-  attr.qp_state = ibv::kRtr;
-  attr.path_mtu = std::min(own_.mtu, peer.mtu);
-  attr.dest_qp_num = peer.queue_pair;
-  attr.rq_psn = peer.first_packet;
-  attr.max_dest_rd_atomic = std::uint8_t(device_.limits().reads_in);
-  attr.min_rnr_timer = kReceiverTimer;
-  attr.ah_attr.dlid = peer.lid;
-  attr.ah_attr.port_num = port_.port;
-  attr.ah_attr.is_global = own_.link_layer == ibv::kLinkEthernet || peer.lid == 0;
-  attr.ah_attr.grh.dgid = peer.gid;
-  attr.ah_attr.grh.sgid_index = port_.gid_index;
-  attr.ah_attr.grh.hop_limit = kHops;
-  Status status = move(attr,
+  out = joining_ = std::make_shared<RdmaJoining>(verbs_);
+  joining_->qp = qp_;
+  joining_->device = device_.name();
+  ibv::QpAttr& receive = joining_->to_receive;
+  receive.qp_state = ibv::kRtr;
+  receive.path_mtu = std::min(own_.mtu, peer.mtu);
+  receive.dest_qp_num = peer.queue_pair;
+  receive.rq_psn = peer.first_packet;
+  receive.max_dest_rd_atomic = std::uint8_t(device_.limits().reads_in);
+  receive.min_rnr_timer = kReceiverTimer;
+  receive.ah_attr.dlid = peer.lid;
+  receive.ah_attr.port_num = port_.port;
+  receive.ah_attr.is_global = own_.link_layer == ibv::kLinkEthernet || peer.lid == 0;
+  receive.ah_attr.grh.dgid = peer.gid;
+  receive.ah_attr.grh.sgid_index = port_.gid_index;
+  receive.ah_attr.grh.hop_limit = kHops;
+  ibv::QpAttr& send = joining_->to_send;
+  send.qp_state = ibv::kRts;
+  send.sq_psn = own_.first_packet;
+  send.timeout = kTimeout;
+  send.retry_cnt = kRetries;
+  send.rnr_retry = kReceiverRetries;
+  send.max_rd_atomic = std::uint8_t(reads_max_);
+  return {};
+}
+
+Status RdmaJoining::run() {
+  const std::lock_guard lock(running);
+  if (qp == nullptr) return failed("the RDMA link is closed");
+  Status status = move(verbs, qp, device, to_receive,
                        ibv::kMaskAv | ibv::kMaskPathMtu | ibv::kMaskDestQpn | ibv::kMaskRqPsn |
                            ibv::kMaskMaxDestRdAtomic | ibv::kMaskMinRnrTimer,
                        "RTR");
   if (!status.ok()) return status;
-  attr = {};
-  attr.qp_state = ibv::kRts;
-  attr.sq_psn = own_.first_packet;
-  attr.timeout = kTimeout;
-  attr.retry_cnt = kRetries;
-  attr.rnr_retry = kReceiverRetries;
-  attr.max_rd_atomic = std::uint8_t(reads_max_);
-  return move(attr,
+  return move(verbs, qp, device, to_send,
               ibv::kMaskTimeout | ibv::kMaskRetryCnt | ibv::kMaskRnrRetry | ibv::kMaskSqPsn |
                   ibv::kMaskMaxRdAtomic,
               "RTS");
@@ -163,16 +175,25 @@ void RdmaLink::answer_greeting() {
 
 void RdmaLink::shut() {
   state.closed = true;
-  if (qp_ != nullptr) {
-    mark_end();
-    // Every read of ours has been given back when the mark is: nothing lands after it. Destroying
-    // the queue pair proves the same, in case the device does not come to it, and that the peer
-    // reads nothing any more.
-    if (marked_) device_.drain(*this, kDrainPatience);
-    verbs_.destroy_qp(std::exchange(qp_, nullptr));
+  if (joining_) {
+    const std::lock_guard lock(joining_->running);
+    joining_->qp = nullptr;
   }
-  if (std::exchange(seated_, false)) device_.leave(seat_);
-  for (Arena* arena : {&arena_, &bounce_}) {
+  if (std::exchange(seated_, false)) {
+    bool quiet = qp_ == nullptr;
+    if (!quiet) {
+      mark_end();
+      // Every read of ours has been given back when the mark is: nothing lands after it.
+      quiet = marked_ && device_.drain(*this, kDrainPatience);
+    }
+    RetiredPair pair{&device_, seat_, std::exchange(qp_, nullptr), std::exchange(arena_, {}),
+                     std::exchange(bounce_, {})};
+    // Where the device does not come to the mark, only the pair's end proves the same.
+    if (!quiet) pair.destroy(verbs_);
+    device_.stand_up(seat_);
+    retirement_.add(verbs_, std::move(pair));
+  }
+  for (RdmaArena* arena : {&arena_, &bounce_}) {
     if (arena->mr != nullptr) verbs_.dereg_mr(std::exchange(arena->mr, nullptr));
   }
   if (companion) ::shutdown(companion.get(), SHUT_RDWR);

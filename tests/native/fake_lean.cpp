@@ -1,6 +1,7 @@
-// Stage: benchmarks. Queues of work and completions that cost next to nothing, put in the place of
-// the fake devices' own, so that what is measured is our side of the call. Work is carried at once:
-// messages are copied, reads move nothing. One thread; no allocation after lean_begin().
+// Stage: tests, called by benchmarks/slice_cost.cpp. Queues of work and completions that cost next
+// to nothing, put in the place of the fake devices' own, so that what is measured is our side of
+// the call. Work is carried at once: messages are copied, reads move nothing. One thread; no
+// allocation after lean_begin().
 #include <cstdlib>
 #include <cstring>
 
