@@ -86,3 +86,31 @@ def test_a_group_can_be_used_again_after_a_timeout(tmp_path: Path) -> None:
         ranks.send_signal(1, signal.SIGCONT)
         said = ranks.results(READY_S)
     assert all(said[rank].endswith("; no answer from rank 1") for rank in (0, 2)), said
+
+
+def waits_while_stopped(rank: int, size: int, folder: str) -> None:
+    """Rank 1 waits for a message, and is stopped for longer than the peer may be silent."""
+    with member(rank, size, f"{folder}/meeting"):
+        x = torch.zeros(3)
+        dist.barrier()
+        if rank == 1:
+            work = dist.irecv(x, 0)
+            assert work is not None
+            os.kill(os.getpid(), signal.SIGSTOP)
+            work.wait()
+            assert x.tolist() == [1, 1, 1]
+        else:
+            wait_until(Path(folder, "woken").exists)
+            time.sleep(0.2)  # rank 1 shall find that nothing came while it was stopped
+            dist.send(x.fill_(1), 1)
+        dist.barrier()
+
+
+def test_time_in_which_we_were_stopped_is_not_the_peers_silence(tmp_path: Path) -> None:
+    env = {"TENT_PEER_TIMEOUT_S": "1.5"}
+    with Processes(waits_while_stopped, 2, str(tmp_path), env=env) as ranks:
+        wait_until(lambda: is_stopped(ranks.pid(1)))
+        time.sleep(2.5)
+        (tmp_path / "woken").touch()
+        ranks.send_signal(1, signal.SIGCONT)
+        ranks.results(READY_S)

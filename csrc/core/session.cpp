@@ -17,7 +17,7 @@ Session::Session(SessionHost host, PeerId peer, std::string name)
       dialogue_(host, peer, *this) {}
 
 void Session::interest(int change, TimeNs now) {
-  if (interest_ == 0 && change > 0) wanted_since_ = now;
+  if (interest_ == 0 && change > 0) silence_.wanted(now);
   interest_ += change;
 }
 
@@ -26,7 +26,7 @@ bool Session::waits() const {
 }
 
 TimeNs Session::silent_for(TimeNs now) const {
-  return waits() ? now - std::max(last_heard_, wanted_since_) : 0;
+  return waits() ? silence_.lasts(now, host_.settings.keepalive) : 0;
 }
 
 void Session::say_bye() {
@@ -55,7 +55,7 @@ std::vector<LinkId> Session::links() const {
 }
 
 void Session::link_up(LinkId id, const LinkInfo& info, TimeNs now) {
-  last_heard_ = now;
+  silence_.heard(now);
   if (!links_.add(id, info, now)) {
     host_.outbox.close(id, {Code::Failed, "the peer closed it during the handshake", info.rail});
   }
@@ -151,7 +151,7 @@ void Session::close_links(const Status& why) {
 
 bool Session::heard(Link& link, const FrameHeader& header, TimeNs now) {
   if (!link.arrives(header, now)) return false;
-  last_heard_ = now;
+  silence_.heard(now);
   dialogue_.peer_took(header.eager_consumed);
   return true;
 }
@@ -236,7 +236,7 @@ bool Session::arrived(LinkId id, const FrameHeader& header, const Pieces& memory
 }
 
 void Session::took(Link& link, std::uint64_t bytes, TimeNs now) {
-  last_heard_ = now;
+  silence_.heard(now);
   link.heard(now);
   ++link.stats.slices_received;
   link.stats.bytes_received += bytes;
@@ -271,6 +271,7 @@ void Session::post(Link& link, Frame frame, Unacked unacked, TimeNs now) {
   if (frame.header.kind == FrameKind::Ack) {
     link.stamp_ack(frame.header);
   } else {
+    silence_.spoke(now);
     unacked.kind = frame.header.kind;
     link.stamp(frame.header, unacked, now);
   }

@@ -10,6 +10,7 @@
 #include "core/dialogue.h"
 #include "core/link_set.h"
 #include "core/node.h"
+#include "core/silence.h"
 
 namespace tent {
 
@@ -92,7 +93,8 @@ class Session final : private Carrier {
   Dialogue dialogue_;
   std::uint64_t eager_consumed_said_ = 0;
   int interest_ = 0;
-  TimeNs wanted_since_ = 0, last_heard_ = 0, next_dial_ = 0, next_probe_ = 0;
+  Silence silence_;
+  TimeNs next_dial_ = 0, next_probe_ = 0;
   bool peer_closed_ = false;
 };
 

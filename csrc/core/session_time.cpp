@@ -43,7 +43,8 @@ TimeNs Session::keep_alive(TimeNs now) {
   for (const auto& [id, link] : links_.all()) {
     if (!link->unacked().empty()) continue;
     const TimeNs quiet_until =
-        std::max({link->last_heard(), link->last_ping, wanted_since_}) + host_.settings.keepalive;
+        std::max({link->last_heard(), link->last_ping, silence_.wanted_since()}) +
+        host_.settings.keepalive;
     link->wants_ping |= quiet_until <= now;
     next = std::min(next, std::max(quiet_until, now + kMillisecond));
   }
@@ -64,6 +65,7 @@ void Session::ask_for_rails(TimeNs now) {
     next_dial_ = kNever;
   } else if (next_dial_ == kNever || now >= next_dial_) {
     next_dial_ = now + kDialAgain;
+    silence_.spoke(now);
     host_.outbox.dial(peer_, missing);
   }
 }
