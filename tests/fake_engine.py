@@ -63,6 +63,9 @@ class FakeEngine:
                 self._drop(link)
             self._tell(("lost", peer, 0, "", reason))
 
+    def closed(self, peer: int) -> bool:
+        return False
+
     def alive(self, peer: int) -> bool:
         with self._lock:
             return peer not in self.lost

@@ -10,6 +10,7 @@ necessary.
 from __future__ import annotations
 
 import atexit
+import contextlib
 import ctypes
 import faulthandler
 import multiprocessing
@@ -27,6 +28,7 @@ from typing import Any
 
 PRELOADED = ["torch", "torch_tent", "pytest"]
 PR_SET_PDEATHSIG = 1  # <linux/prctl.h>
+STOPS_S = 10.0
 
 
 class ChildError(Exception):
@@ -96,8 +98,17 @@ class Processes:
         return pid
 
     def send_signal(self, rank: int, number: int) -> None:
-        """Sends one child a signal, as SIGKILL, SIGSTOP or SIGCONT."""
+        """Sends one child a signal, as SIGKILL, SIGSTOP or SIGCONT.
+
+        After SIGSTOP waits until all its threads stand still: they go on for a while where the
+        machine is busy, and what they still begin would be part of the test.
+        """
         os.kill(self.pid(rank), number)
+        deadline = time.monotonic() + STOPS_S
+        while number == signal.SIGSTOP and not _stands_still(self.pid(rank)):
+            if time.monotonic() > deadline:
+                raise ChildError(f"rank {rank} still runs {STOPS_S} s after SIGSTOP")
+            time.sleep(0.001)
 
     def results(self, timeout: float = 30.0, lost: Collection[int] = ()) -> list[Any]:
         """Waits for all children and returns their results by rank.
@@ -199,3 +210,12 @@ def _run_child(
             # A forked child leaves without its exit hooks, unlike the programs it stands for.
             atexit._run_exitfuncs()
         faulthandler.unregister(signal.SIGUSR1)
+
+
+def _stands_still(pid: int) -> bool:
+    """Whether every thread of a process is stopped, or has ended."""
+    for stat in Path(f"/proc/{pid}/task").glob("*/stat"):
+        with contextlib.suppress(OSError):  # It has ended.
+            if stat.read_text().rpartition(")")[2].split()[0] not in "TtZX":
+                return False
+    return True

@@ -13,7 +13,7 @@ from torch.distributed import HashStore
 
 import torch_tent as tent
 from tests.groups import run_group
-from tests.pairs import WAIT_S, two_engines
+from tests.pairs import WAIT_S, two_engines, until
 from torch_tent.engines import Engine
 from torch_tent.settings import Settings
 
@@ -145,6 +145,23 @@ def test_bad_calls_are_named_and_nothing_is_left(
         with pytest.raises(error, match=message):
             pair.a.send(given.pop("x"), given.pop("dst"), **given)
         assert not pair.a.flights.running
+
+
+@pytest.mark.parametrize("source", [0, None])
+def test_what_a_rank_has_sent_outlives_it(source: int | None) -> None:
+    """Also for a rank that had never asked who the sender is."""
+    with two_engines() as pair:
+        for value in range(3):
+            pair.a.send(torch.full((2,), value), 1, 5, group=pair.group_a).wait(WAIT_S)
+        pair.a.close()
+        until(lambda: not pair.b.stats()["control"]["peers"])
+        for value in range(3):
+            y = torch.zeros(2, dtype=torch.int64)
+            received = pair.b.recv(y, source, 5, group=pair.group_b)
+            received.wait(WAIT_S)
+            assert (y.tolist(), received.source) == ([value, value], 0)
+        with pytest.raises(tent.PeerLostError, match="closed its engine"):
+            pair.b.recv(torch.zeros(2), 0, 5, group=pair.group_b).wait(WAIT_S)
 
 
 def test_numbers_of_numpy_and_torch_are_numbers() -> None:

@@ -8,6 +8,7 @@ contact, and one engine peer, per session; a session that was given up never com
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import random
 import threading
@@ -215,8 +216,9 @@ class Contacts:
     """All living contacts, by incarnation and by engine peer. Any thread."""
 
     def __init__(self) -> None:
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()
         self._by_incarnation: dict[bytes, Contact] = {}
+        self._closed: dict[bytes, int] = {}  # engine peers that will never come back
         self._by_peer: dict[int, Contact] = {}
         self._cards: dict[int, Card] = {}
 
@@ -245,6 +247,16 @@ class Contacts:
         with self._lock:
             return list(self._by_incarnation.values())
 
+    def peer(self, site: Site, card: Card) -> int:
+        """The engine's peer with this card: a living one, else one that has closed, whose last
+        messages may still be received; else that of a new session. Raises as find_or_add."""
+        with self._lock:
+            contact = self._by_incarnation.get(card.incarnation)
+            if contact is not None:
+                self._note_closed(site, contact)
+            closed = self._closed.get(card.incarnation)
+            return self.find_or_add(site, card).peer if closed is None else closed
+
     def find_or_add(self, site: Site, card: Card, called_us: bool = False) -> Contact:
         """The living contact with the card's incarnation; a new session if the last was lost.
 
@@ -263,9 +275,15 @@ class Contacts:
             self._cards[contact.peer] = card
             return contact
 
-    def drop(self, contact: Contact) -> None:
+    def _note_closed(self, site: Site, contact: Contact) -> None:
+        with contextlib.suppress(RuntimeError):  # Our engine may be closed.
+            if site.engine.closed(contact.peer):
+                self._closed[contact.card.incarnation] = contact.peer
+
+    def drop(self, site: Site, contact: Contact) -> None:
         """Forgets a contact whose session has ended."""
         with self._lock:
+            self._note_closed(site, contact)
             contact.lost = True
             self._by_peer.pop(contact.peer, None)
             if self._by_incarnation.get(contact.card.incarnation) is contact:

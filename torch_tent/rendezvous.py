@@ -109,13 +109,14 @@ class ControlPlane:
         """The engine's number for a peer; connections are made when the first transfer wants one.
 
         The same number as long as the peer lives and its session was not given up; afterwards a new
-        one, so that a peer that was only out of reach can be talked to again. Raises TentError
-        for our own card, and where no rail can lead to the peer.
+        one, so that a peer that was only out of reach can be talked to again. One that has closed
+        its engine keeps its number: what it has sent can still be received. Raises TentError for
+        our own card, and where no rail can lead to the peer.
         """
         self._check()
         if card.incarnation == self._site.card.incarnation:
             raise TentError("this is the engine's own card: an engine is not its own peer")
-        return self._contacts.find_or_add(self._site, card).peer
+        return self._contacts.peer(self._site, card)
 
     def card_of(self, peer: int) -> Card | None:
         """The card of one of the engine's peers, also of one that has called us or is lost."""

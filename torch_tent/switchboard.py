@@ -96,7 +96,7 @@ class Switchboard:
 
     def _lost(self, contact: Contact, reason: str) -> None:
         log.info("peer lost: %s: %s", contact.card.name, reason)
-        self._contacts.drop(contact)
+        self._contacts.drop(self._site, contact)
         for state in contact.rails:
             self._stop_dialing(state)
             self._links.pop(state.link, None)

@@ -62,6 +62,10 @@ bool alive(Engine& engine, PeerId peer) {
   return under_lock(engine, true, [&](Held& held) { return held->node().alive(peer); });
 }
 
+bool closed(Engine& engine, PeerId peer) {
+  return under_lock(engine, true, [&](Held& held) { return held->node().closed(peer); });
+}
+
 py::list next_events(Engine& engine, const py::object& timeout) {
   std::deque<ControlEvent> events;
   const bool some = wait_with_signals(deadline_of(timeout), [&](TimeNs until) {
@@ -108,6 +112,7 @@ void bind_peers(py::module_& module, EngineClass& engine) {
   engine.def("add_peer", &add_peer, arg("name"))
       .def("lose_peer", &lose_peer, arg("peer"), arg("reason"))
       .def("alive", &alive, arg("peer"))
+      .def("closed", &closed, arg("peer"))
       .def("no_rails", &no_rails, arg("peer"), arg("rails"), arg("reason"))
       .def("add_link", &add_link, arg("peer"), arg("link"), arg("kind"), arg("rail"), arg("fds"),
            arg("dialed"), arg("pid"), arg("rate_hint"))

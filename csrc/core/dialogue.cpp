@@ -13,6 +13,7 @@ namespace {
 constexpr unsigned kFlowPeerShift = 40;
 constexpr TimeNs kCancelPatience = 250 * kMillisecond;
 constexpr TimeNs kLetGoCheck = 5 * kMillisecond;
+constexpr const char* kUnanswered = "the peer did not answer a cancel";
 constexpr std::size_t kInlineBlocksMax = 512;
 
 std::size_t block_count(const Layout& layout) {
@@ -224,24 +225,21 @@ void Dialogue::cancel(Transfer& transfer, Status why, TimeNs now) {
   say(MessageKind::Cancel, transfer.flow);
 }
 
-// A peer that was stopped in the middle of copying out of our memory goes on where it was: until it
-// has, what it copies must stay as it is.
-bool Dialogue::peer_let_go(TimeNs& by, TimeNs now) {
-  if (by == kNever) {
-    carrier_.cut_off("the peer did not answer a cancel", now);
-    by = now + host_.settings.peer_timeout;
-  }
-  return host_.outbox.quiet(peer_) || now >= by;
-}
-
+// A peer that was stopped in the middle of copying out of our memory goes on where it was. Into
+// memory that a write named, nothing may come but what was written: until the peer is through, our
+// memory must stay as it is. What a receive or a read was given so does not count, and it fails.
 void Dialogue::patience_ended(Transfer& transfer, TimeNs now) {
-  const bool reads = transfer.request.op == Request::Op::Read;
-  if (!peer_let_go(transfer.lets_go_by, now) && !reads) {
+  const Request::Op op = transfer.request.op;
+  if (transfer.lets_go_by == kNever) {
+    carrier_.cut_off(kUnanswered, now);
+    transfer.lets_go_by = now + host_.settings.peer_timeout;
+  }
+  if (op == Request::Op::Write && !host_.outbox.quiet(peer_) && now < transfer.lets_go_by) {
     return host_.transfers.wait_until(transfer, now + kLetGoCheck);
   }
   const Status status = transfer.ending;
   const TransferId id = transfer.request.id, flow = transfer.flow;
-  if (!reads) {
+  if (op != Request::Op::Read) {
     carrier_.unsay(flow);
     out.drop(flow);
   }
@@ -276,14 +274,9 @@ void Dialogue::tick(TimeNs now) {
   out.each([&](Outbound& outbound) {
     if (outbound.patience <= now) unanswered.push_back(outbound.flow);
   });
-  for (TransferId flow : unanswered) {
-    Outbound* outbound = out.find(flow);
-    if (peer_let_go(outbound->lets_go_by, now)) {
-      out.drop(flow);
-    } else {
-      outbound->patience = now + kLetGoCheck;
-    }
-  }
+  if (unanswered.empty()) return;
+  carrier_.cut_off(kUnanswered, now);
+  for (TransferId flow : unanswered) out.drop(flow);
 }
 
 void Dialogue::no_rails(RailKinds up, RailKinds rails, const std::string& why, TimeNs now) {

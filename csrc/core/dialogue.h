@@ -104,8 +104,6 @@ class Dialogue {
   // Says it once no copy into the flow's destination goes on any more.
   void say_when_placed(TransferId flow, const Message& message);
   void end(TransferId transfer, Status status, TimeNs now);
-  // Cuts the peer off, at first. False: it still copies out of our memory, ask again soon.
-  bool peer_let_go(TimeNs& by, TimeNs now);
 
   SessionHost host_;
   PeerId peer_;

@@ -3,6 +3,7 @@
 #include "core/node.h"
 
 #include <algorithm>
+#include <unordered_set>
 #include <utility>
 
 #include "core/session.h"
@@ -51,6 +52,10 @@ struct Node::Private {
   };
 
   Session* session(PeerId peer) { return peer < sessions.size() ? sessions[peer].get() : nullptr; }
+  std::string gone(PeerId peer) const {
+    return peer < names.size() && closed.contains(peer) ? names[peer] + " closed its engine"
+                                                        : "the peer is gone";
+  }
   // The same, and its output is looked at by the next flush.
   Session* touch(PeerId peer) {
     Session* found = session(peer);
@@ -85,8 +90,9 @@ struct Node::Private {
   NodeStats totals;
   std::vector<std::unique_ptr<Session>> sessions;  // by PeerId; null once lost
   std::vector<std::string> names;
-  std::vector<PeerId> to_flush;  // sessions that were called since the last flush
-  std::vector<bool> touched;     // by PeerId: whether it is among them
+  std::unordered_set<PeerId> closed;  // of those that are lost
+  std::vector<PeerId> to_flush;       // sessions that were called since the last flush
+  std::vector<bool> touched;          // by PeerId: whether it is among them
   std::unordered_map<LinkId, PeerId> owners;
   std::unordered_map<TransferId, PeerId> interests;  // transfers that wait for one peer
   TransferId next_id = 1;
@@ -114,7 +120,7 @@ void Node::submit(Request request, TimeNs now) {
   if (transfer.request.op == Request::Op::Recv) {
     p_->receive(transfer, now);
   } else if (session == nullptr) {
-    return p_->fail(id, Code::PeerLost, "the peer is gone", now);
+    return p_->fail(id, Code::PeerLost, p_->gone(peer), now);
   } else {
     session->dialogue().submit(transfer, now);
   }
@@ -128,7 +134,7 @@ void Node::Private::receive(Transfer& transfer, TimeNs now) {
   if (!offer) {
     if (request.peer == kAnyPeer || session(request.peer) != nullptr) return;
     matcher.cancel_receive(request.id);
-    return fail(request.id, Code::PeerLost, "the peer is gone", now);
+    return fail(request.id, Code::PeerLost, gone(request.peer), now);
   }
   if (Session* from = touch(offer->peer)) return from->dialogue().accept(transfer, *offer, now);
   // The sender is gone but all its bytes are here.
@@ -214,6 +220,7 @@ void Node::lose_peer(PeerId peer, const Status& why, TimeNs now) {
   const std::unique_ptr<Session> session = std::move(p_->sessions[peer]);
   session->close_links(why);  // first: nothing lands for a transfer that has ended
   const bool keep_inline = session->peer_closed();
+  if (keep_inline) p_->closed.insert(peer);
   for (TransferId id : p_->matcher.lose(peer, keep_inline)) p_->transfers.end(id, why, now);
   for (TransferId id : p_->transfers.with_peer(peer)) {
     const Transfer* transfer = p_->transfers.find(id);
@@ -250,6 +257,7 @@ void Node::link_down(LinkId link, const Status&, TimeNs now) {
 }
 
 bool Node::alive(PeerId peer) const { return p_->session(peer) != nullptr; }
+bool Node::closed(PeerId peer) const { return p_->closed.contains(peer); }
 
 const std::string& Node::name(PeerId peer) const {
   static const std::string nobody = "unknown";

@@ -153,6 +153,7 @@ class Node {
   void link_up(PeerId peer, LinkId link, const LinkInfo& info, TimeNs now);
   void link_down(LinkId link, const Status& why, TimeNs now);  // the transport closed or lost it
   bool alive(PeerId peer) const;
+  bool closed(PeerId peer) const;  // lost because it said that it closes: it never comes back
   // The control plane found no way to make such a rail: transfers that need one fail.
   void no_rails(PeerId peer, RailKinds rails, const std::string& why, TimeNs now);
   const std::string& name(PeerId peer) const;

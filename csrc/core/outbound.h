@@ -31,7 +31,6 @@ struct Outbound {
   bool wanted = false;                         // and was to be sliced meanwhile
   bool cancelling = false;                     // waits for Cancelled
   TimeNs patience = kNever;                    // of an answer that is being cancelled
-  TimeNs lets_go_by = kNever;                  // as in Transfer
   std::shared_ptr<const Body> opening;         // null: the receiver knows where it goes (send)
   std::vector<LinkId> opened;                  // links that carried the opening
   std::vector<std::pair<LinkId, bool>> reach;  // what Outbox::reaches said

@@ -166,13 +166,16 @@ bool LocalChannel::begin_fetch() {
   in_->fetching.store(1, std::memory_order_relaxed);
   std::atomic_thread_fence(std::memory_order_seq_cst);
   if (in_->withdrawn.load(std::memory_order_relaxed) == 0) return true;
-  end_fetch();
-  return false;
+  return end_fetch();
 }
 
-void LocalChannel::end_fetch() {
+bool LocalChannel::end_fetch() {
+  // Acquire fence: who copied what the writer put there after it withdrew sees that it did.
+  std::atomic_thread_fence(std::memory_order_acquire);
+  const bool valid = in_->withdrawn.load(std::memory_order_relaxed) == 0;
   // Release: what was copied is copied before the writer may change it.
   in_->fetching.store(0, std::memory_order_release);
+  return valid;
 }
 
 LocalChannel::Withdrawal LocalChannel::withdraw() {

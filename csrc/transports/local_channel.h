@@ -51,10 +51,10 @@ class LocalChannel final : public ByteStream {
   std::uint64_t staging_consumed() const;
   void consume_staging(std::uint64_t position);
 
-  // What the peer named is copied between these two. begin_fetch() is false when it was withdrawn:
-  // then it may be another transfer's by now.
+  // What the peer named is copied between these two. False when it was withdrawn: before, or while
+  // it was copied. Then the memory may be another transfer's by now, and what was copied is wrong.
   bool begin_fetch();
-  void end_fetch();
+  bool end_fetch();
   // Withdraws all that was named to the peer and is not fetched. The answer says whether the peer
   // is in the middle of it: it may be stopped there for any time.
   class Withdrawal {

@@ -5,6 +5,10 @@
 
 namespace tent {
 
+namespace {
+constexpr const char* kWithdrawn = "the peer has given this link up";
+}
+
 void LocalSliceWriter::begin(const FrameHeader& header) {
   header_ = header;
   done_ = covered_ = 0;
@@ -160,10 +164,10 @@ bool LocalSliceReader::pull(Receiver& receiver, std::uint64_t& budget) {
 
 // The pieces of from_, unless the peer has taken them back.
 bool LocalSliceReader::fetch() {
-  if (!channel_.begin_fetch()) return link_.broke("the peer has given this link up");
+  if (!channel_.begin_fetch()) return link_.broke(kWithdrawn);
   const bool fetched = fetcher_.fetch(from_, pieces_);
-  channel_.end_fetch();
-  return fetched;
+  const bool valid = channel_.end_fetch();
+  return fetched && (valid || link_.broke(kWithdrawn));
 }
 
 // Moves the first `bytes` of the chunk at hand into from_.

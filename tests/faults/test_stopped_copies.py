@@ -1,8 +1,9 @@
 """P1 on one host, where the owner of the destination copies out of the writer's memory: stopped in
-the middle of that, and woken up after the write was cancelled, it must not find other bytes there.
+the middle of that, and woken up after the transfer was cancelled, it must not take other bytes.
 
-The writer fills its memory with STRAY as soon as cancel() has returned; the owner's must hold
-what was there before, or what was written, and nothing else.
+The writer fills its memory with STRAY as soon as cancel() has returned. After a write, the owner's
+must hold what was there before, or what was written, and nothing else: so cancel() waits for the
+copy. After a message it need not wait: a receive that was given something else fails.
 """
 
 from __future__ import annotations
@@ -17,15 +18,18 @@ from typing import Any
 
 import pytest
 import torch
+import torch.distributed as dist
 
 import torch_tent as tent
+from tests.groups import member
 from tests.pairs import until
-from tests.processes import Processes
+from tests.processes import Processes, run_processes
 
 SIZE, ROUNDS = 32 << 20, 16
 BEFORE, WRITTEN, STRAY = 1, 2, 3
 STOPPED_S = 0.4  # longer than an answer is waited for
 ANSWERED_S = 0.2
+SOON_S = 3.0  # peer_timeout_s is 10
 
 
 def owner(rank: int, size: int, folder: str) -> None:
@@ -75,3 +79,47 @@ def test_a_copy_that_was_stopped_finds_nothing_else(kind: str, seed: int, tmp_pa
             owners.results(30)
     finally:
         engine.close()
+
+
+def cancelled_messages(rank: int, size: int, folder: str, kind: str, seed: int) -> list[Any]:
+    """Rank 0 sends, stops rank 1, cancels, and only then lets it go on. How long each cancel took;
+    on rank 1 what each receive ended with, and whether there were other bytes."""
+    chance = random.Random(seed)
+    found: list[Any] = []
+    with member(rank, size, f"{folder}/meeting"):
+        plain = torch.empty(SIZE, dtype=torch.uint8)
+        x = plain if kind == "cma" or rank == 1 else tent.empty((SIZE,), torch.uint8)
+        pids: list[Any] = [None, None]
+        dist.all_gather_object(pids, os.getpid())
+        over = torch.zeros(1)
+        for _ in range(ROUNDS):
+            received = tent.recv(x.fill_(BEFORE), src=0) if rank == 1 else None
+            dist.barrier()
+            if received is None:
+                transfer = tent.send(x.fill_(WRITTEN), dst=1)
+                time.sleep(chance.uniform(0, 0.005))
+                os.kill(pids[1], signal.SIGSTOP)
+                began = time.monotonic()
+                transfer.cancel()
+                found.append(time.monotonic() - began)
+                x.fill_(STRAY)
+                os.kill(pids[1], signal.SIGCONT)
+                tent.send(over, dst=1, tag=1).wait(20)
+            else:
+                tent.recv(over, src=0, tag=1).wait(20)
+                received.cancel()  # where it was stopped before it heard of the message
+                error = received.exception(20)
+                found.append((error is None, bool((x == STRAY).any())))
+        dist.barrier()
+    return found
+
+
+@pytest.mark.parametrize("kind", ["cma", "shm"])
+def test_a_message_ends_although_the_copy_of_it_was_stopped(
+    kind: str, seed: int, tmp_path: Path
+) -> None:
+    took, received = run_processes(cancelled_messages, 2, str(tmp_path), kind, seed, timeout=50.0)
+    assert max(took) > ANSWERED_S  # else nothing was tried
+    assert max(took) < SOON_S
+    assert (True, True) not in received, "a receive succeeded with other bytes"
+    print(f"{received.count((False, True))} receives failed with other bytes in their memory")
