@@ -18,8 +18,9 @@
 namespace tent {
 namespace {
 
-constexpr TimeNs kGoodbye = 20 * kMillisecond;  // for what was sent last to leave this process
-constexpr TimeNs kLinger = 5 * kSecond;         // for the last messages of ended collectives
+constexpr TimeNs kGoodbye = 20 * kMillisecond;   // for what was sent last to leave this process
+constexpr TimeNs kParting = 300 * kMillisecond;  // for the peers to let go of what is stopped
+constexpr TimeNs kLinger = 5 * kSecond;          // for the last messages of ended collectives
 constexpr TimeNs kLingerPause = 100 * kMicrosecond;
 constexpr int kEndRounds = 100;
 
@@ -141,13 +142,26 @@ bool Engine::said_everything(Held& held) {
                      [](const LinkStats& link) { return link.in_flight == 0; });
 }
 
+// What goes on is stopped, and ends when the peers have forgotten it: its memory is the caller's
+// again after close(), and a peer may be copying out of it.
+bool Engine::stopped_everything(Held& held) {
+  held->poll(now_ns());
+  for (const TransferId id : held->operations.ids()) held->cancel(id);
+  held->settle();
+  return held->operations.outstanding() == 0;
+}
+
 void Engine::end_everything() {
   Held held(lock_, exchange_, notifier_);
-  const TimeNs began = now_ns();
-  held->node().say_bye(began);
+  const auto within = [&](TimeNs patience, bool (Engine::*true_now)(Held&)) {
+    const TimeNs until = now_ns() + patience;
+    while (!(this->*true_now)(held) && now_ns() < until) sched_yield();
+  };
+  within(kGoodbye, &Engine::said_everything);
+  within(kParting, &Engine::stopped_everything);
+  held->node().say_bye(now_ns());
   held->settle();
-  while (!said_everything(held) && now_ns() < began + kGoodbye) sched_yield();
-  for (const TransferId id : held->operations.ids()) held->cancel(id);
+  within(kGoodbye, &Engine::said_everything);
   for (const PeerId peer : peers_) {
     if (held->node().alive(peer)) held->node().lose_peer(peer, kClosed, now_ns());
   }

@@ -13,6 +13,7 @@ import random
 import signal
 import threading
 import time
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -26,15 +27,16 @@ from tests.pairs import until
 from tests.processes import Processes, run_processes
 
 SIZE, ROUNDS = 32 << 20, 16
+LARGE, CLOSINGS = 256 << 20, 5  # more than goes through before close() stops it
 BEFORE, WRITTEN, STRAY = 1, 2, 3
 STOPPED_S = 0.4  # longer than an answer is waited for
 ANSWERED_S = 0.2
 SOON_S = 3.0  # peer_timeout_s is 10
 
 
-def owner(rank: int, size: int, folder: str) -> None:
+def owner(rank: int, size: int, folder: str, nbytes: int) -> None:
     engine = tent.Engine()
-    segment = engine.register(torch.zeros(SIZE, dtype=torch.uint8), access="read-write")
+    segment = engine.register(torch.zeros(nbytes, dtype=torch.uint8), access="read-write")
     Path(folder, "new").write_bytes(segment.ticket())
     os.rename(Path(folder, "new"), Path(folder, "ticket"))
     until(Path(folder, "end").exists, 50)
@@ -61,7 +63,7 @@ def test_a_copy_that_was_stopped_finds_nothing_else(kind: str, seed: int, tmp_pa
     chance = random.Random(seed)
     engine = tent.Engine()
     try:
-        with Processes(owner, 1, str(tmp_path)) as owners:
+        with Processes(owner, 1, str(tmp_path), SIZE) as owners:
             until((tmp_path / "ticket").exists, 40)
             remote: Any = engine.open((tmp_path / "ticket").read_bytes())
             plain = torch.empty(SIZE, dtype=torch.uint8)
@@ -79,6 +81,30 @@ def test_a_copy_that_was_stopped_finds_nothing_else(kind: str, seed: int, tmp_pa
             owners.results(30)
     finally:
         engine.close()
+
+
+def test_a_closed_engine_leaves_no_copy_behind(seed: int, tmp_path: Path) -> None:
+    chance = random.Random(seed)
+    source = torch.empty(LARGE, dtype=torch.uint8)
+    with Processes(owner, 1, str(tmp_path), LARGE) as owners, closing(tent.Engine()) as witness:
+        until((tmp_path / "ticket").exists, 40)
+        ticket = (tmp_path / "ticket").read_bytes()
+        seen: Any = witness.open(ticket)
+        gone_on = 0
+        for _ in range(CLOSINGS):
+            with closing(tent.Engine()) as engine:
+                remote: Any = engine.open(ticket)
+                engine.write(source.fill_(BEFORE), remote).wait(30)
+                transfer = engine.write(source.fill_(WRITTEN), remote)
+                time.sleep(chance.uniform(0, 0.005))
+            source.fill_(STRAY)
+            gone_on += transfer.exception(0) is None
+            found = witness.read(seen).wait(30)
+            assert found is not None
+            assert not (found == STRAY).any(), f"{int((found == STRAY).sum())} stray bytes"
+        assert gone_on < CLOSINGS  # else nothing was tried
+        (tmp_path / "end").touch()
+        owners.results(30)
 
 
 def cancelled_messages(rank: int, size: int, folder: str, kind: str, seed: int) -> list[Any]:
