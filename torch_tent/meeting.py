@@ -19,10 +19,12 @@ from typing import Any
 
 import msgspec
 import torch.distributed as dist
+from torch._C._distributed_c10d import FileStore, PrefixStore
 
 _ANNOUNCED = "tent/meeting"
 _MARK_BYTES = 8
 _LOOK_AGAIN_S, _LOOK_AGAIN_S_MAX = 0.01, 0.5
+_POLL_S = 0.005
 
 
 @dataclass(frozen=True)
@@ -85,6 +87,12 @@ class Meeting:
     def _wait_for(self, keys: list[str], deadline: float) -> bool:
         """Whether all keys are there before the deadline. Raises what a broken store raises."""
         left = max(0.001, deadline - time.monotonic())
+        if left < 1 and _counts_seconds(self.store):
+            while not self.store.check(keys):
+                if time.monotonic() > deadline:
+                    return False
+                time.sleep(_POLL_S)
+            return True
         try:
             self.store.wait(keys, timedelta(seconds=left))
         except RuntimeError:
@@ -106,6 +114,13 @@ class Meeting:
             f"rank {self.rank} of process group {self.name!r} waited "
             f"{self.timeout.total_seconds():g} s, but rank {ranks} did not join it"
         )
+
+
+def _counts_seconds(store: Any) -> bool:
+    """Whether the store waits for whole seconds only: a shorter wait would last one."""
+    while isinstance(store, PrefixStore):
+        store = store.underlying_store
+    return isinstance(store, FileStore)
 
 
 def _records_of(number: str) -> str:

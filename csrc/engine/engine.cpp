@@ -142,26 +142,32 @@ bool Engine::said_everything(Held& held) {
                      [](const LinkStats& link) { return link.in_flight == 0; });
 }
 
-// What goes on is stopped, and ends when the peers have forgotten it: its memory is the caller's
-// again after close(), and a peer may be copying out of it.
-bool Engine::stopped_everything(Held& held) {
-  held->poll(now_ns());
-  for (const TransferId id : held->operations.ids()) held->cancel(id);
-  held->settle();
-  return held->operations.outstanding() == 0;
+// Stops what goes on, and gives it the time to end: that is when the peers have forgotten it. Its
+// memory is the caller's again after close(), and a peer may be copying out of it.
+void Engine::stop_everything(Held& held) {
+  const std::vector<TransferId> stopped = held->operations.ids();
+  for (const TransferId id : stopped) held->cancel(id);
+  // By number: what listens for notices begins anew whenever it is stopped.
+  const TransferId last = stopped.empty() ? 0 : *std::max_element(stopped.begin(), stopped.end());
+  for (const TimeNs until = now_ns() + kParting; now_ns() < until; sched_yield()) {
+    held->settle();
+    const std::vector<TransferId> left = held->operations.ids();
+    if (std::none_of(left.begin(), left.end(), [&](auto id) { return id <= last; })) return;
+    held->poll(now_ns());
+  }
 }
 
 void Engine::end_everything() {
   Held held(lock_, exchange_, notifier_);
-  const auto within = [&](TimeNs patience, bool (Engine::*true_now)(Held&)) {
-    const TimeNs until = now_ns() + patience;
-    while (!(this->*true_now)(held) && now_ns() < until) sched_yield();
+  const auto say_all = [&] {
+    const TimeNs until = now_ns() + kGoodbye;
+    while (!said_everything(held) && now_ns() < until) sched_yield();
   };
-  within(kGoodbye, &Engine::said_everything);
-  within(kParting, &Engine::stopped_everything);
+  say_all();
+  stop_everything(held);
   held->node().say_bye(now_ns());
   held->settle();
-  within(kGoodbye, &Engine::said_everything);
+  say_all();
   for (const PeerId peer : peers_) {
     if (held->node().alive(peer)) held->node().lose_peer(peer, kClosed, now_ns());
   }

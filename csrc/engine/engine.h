@@ -73,7 +73,7 @@ class Engine {
   void linger();
   void end_everything();
   bool said_everything(Held& held);
-  bool stopped_everything(Held& held);
+  void stop_everything(Held& held);
   void open_or_throw();
 
   Lock lock_;
