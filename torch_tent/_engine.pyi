@@ -101,7 +101,8 @@ class _Transfers:
         remote: Layout,
         options: dict[str, Any],
     ) -> Operation: ...
-    def verbs(self) -> Verbs: ...
+    def verbs(self, used: Callable[[Any], None] | None = None, used_bytes_min: int = 0) -> Verbs:
+        """used: called with each tensor of so many bytes or more, just before it is used."""
     def on_done(self, callback: Callable[[list[int]], None]) -> None:
         """`callback` gets the ids of ended `watch`ed transfers, on the notifier thread."""
     def watch(self, operation: Operation, soon: bool) -> None:

@@ -135,6 +135,8 @@ class Settings:
             "leave one out"
         ),
     )
+    # Of memory that no transfer uses, so much may stay registered for RDMA; 0: none.
+    rdma_kept_bytes_max: int = dataclasses.field(default=1 << 30, metadata=_bytes(0, 1 << 50))
     # Whoever knows it may connect. None: loopback and Unix sockets of the same user only.
     secret: bytes | None = dataclasses.field(default=None, repr=False, metadata=_SECRET)
     listen_port: int = dataclasses.field(
@@ -199,6 +201,7 @@ class Settings:
             "inline_bytes_max": self.inline_bytes_max,
             "overdue_min_s": float(self.overdue_min_s),
             "checksum": self.checksum,
+            "rdma_kept_bytes_max": self.rdma_kept_bytes_max,
         }
 
 

@@ -163,6 +163,7 @@ void Engine::end_everything() {
     }
     held->settle();
   }
+  held->rdma.memory.keep_nothing();
   held->operations.tell_late();
   held->bells.ring_all(held->operations.aftermath());
 }

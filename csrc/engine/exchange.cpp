@@ -38,6 +38,7 @@ Exchange::Exchange(const EngineSettings& settings, int wait_set, ControlEvents& 
       wait_set_(wait_set),
       checksum_(settings.checksum) {
   rdma.memory.wanted = settings.rdma;
+  rdma.memory.kept_bytes_max = settings.rdma_kept_bytes_max;
 }
 
 Exchange::~Exchange() = default;
