@@ -42,7 +42,12 @@ EngineSettings settings_of(const py::dict& given) {
       {"overdue_factor", [&](auto& v) { settings.overdue_factor = v.template cast<double>(); }},
       {"peer_timeout_s", [&](auto& v) { settings.peer_timeout = time_of(v); }},
       {"keepalive_s", [&](auto& v) { settings.keepalive = time_of(v); }},
+      {"rest_after_s", [&](auto& v) { settings.rest_after = time_of(v); }},
+      {"rdma_links_max",
+       [&](auto& v) { settings.rdma_links_max = v.template cast<std::uint32_t>(); }},
       {"rdma", [&](auto& v) { settings.rdma = v.template cast<bool>(); }},
+      {"rdma_kept_bytes_max",
+       [&](auto& v) { settings.rdma_kept_bytes_max = v.template cast<std::uint64_t>(); }},
       {"rdma_library", [&](auto& v) { settings.rdma_library = v.template cast<std::string>(); }},
       {"checksum", [&](auto& v) { settings.checksum = v.template cast<bool>(); }},
   };

@@ -53,6 +53,10 @@ class Fabric:
         """Registrations of more than `above` bytes fail with this errno."""
         self.library.fake_refuse(device, error, ctypes.c_uint64(above))
 
+    def room(self, device: int, nbytes: int) -> None:
+        """Only so much more can be registered, as where memlock is small."""
+        self.library.fake_room(device, ctypes.c_uint64(nbytes))
+
     def lingers(self, device: int) -> None:
         """A read that is under way when its queue pair is stopped lands just before its flush."""
         self.library.fake_lingers(device, 1)

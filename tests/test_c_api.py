@@ -108,7 +108,7 @@ class Rank:
         pointer.restype, pointer.argtypes = c_void_p, [ctypes.py_object, c_char_p]
         address = pointer(engine.c_api, b"torch_tent.engine")
         self.api = Api.from_address(address)
-        assert self.api.version == 1
+        assert self.api.version == 2
         peers = (c_uint32 * 2)(*([peer, peer]))
         self.group = self.api.group_create(self.api.engine, 40, rank, 2, peers)
         assert self.group != 0

@@ -121,6 +121,13 @@ def test_words_behind_the_dashes_are_the_commands(capsys: pytest.CaptureFixture[
     assert "run needs a command" in capsys.readouterr().err
 
 
+def test_all_tests_run_there_unless_some_are_named() -> None:
+    named = ["-x", "tests/rdma/test_doctor.py::test_all"]
+    assert __main__._pytest(named)[-2:] == named
+    assert "tests/rdma" not in __main__._pytest(named)
+    assert __main__._pytest(["-k", "fault"])[-3:] == ["tests/rdma", "-k", "fault"]
+
+
 @pytest.mark.parametrize(
     ("machine", "program", "user", "reason"),
     [

@@ -34,6 +34,9 @@ def test_each_setting_is_read_from_its_name() -> None:
         transports="tcp,shm",
         rails="eth0, 10.0.0.0/8",
         rdma_devices="mlx5_0",
+        rdma_idle_s="5",
+        rdma_links_max="64",
+        rdma_kept_bytes_max="2GiB",
         secret="abc",
         listen_port="4000",
         metrics_port="9000",
@@ -50,13 +53,16 @@ def test_each_setting_is_read_from_its_name() -> None:
         transports=("tcp", "shm"),
         rails=("eth0", "10.0.0.0/8"),
         rdma_devices=("mlx5_0",),
+        rdma_idle_s=5.0,
+        rdma_links_max=64,
+        rdma_kept_bytes_max=2 << 30,
         secret=b"abc",
         listen_port=4000,
         metrics_port=9000,
         trace=True,
     )
     assert found == wanted
-    assert len(dataclasses.fields(Settings)) == 14  # A new setting belongs into this test.
+    assert len(dataclasses.fields(Settings)) == 17  # A new setting belongs into this test.
 
 
 @pytest.mark.parametrize(

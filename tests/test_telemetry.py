@@ -42,6 +42,7 @@ RAIL = {
     "fences": 1,
     "links_made": 2,
     "links_lost": 1,
+    "links_rested": 0,
     "rate_bytes_per_s": 5e8,
     "base_latency_s": 0.001,
     "in_flight_bytes": 0,

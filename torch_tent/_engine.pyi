@@ -101,7 +101,8 @@ class _Transfers:
         remote: Layout,
         options: dict[str, Any],
     ) -> Operation: ...
-    def verbs(self) -> Verbs: ...
+    def verbs(self, used: Callable[[Any], None] | None = None, used_bytes_min: int = 0) -> Verbs:
+        """used: called with each tensor of so many bytes or more, just before it is used."""
     def on_done(self, callback: Callable[[list[int]], None]) -> None:
         """`callback` gets the ids of ended `watch`ed transfers, on the notifier thread."""
     def watch(self, operation: Operation, soon: bool) -> None:
@@ -163,8 +164,9 @@ class _Peers:
         """No rail of this mask can be made to the peer: transfers that need one fail."""
     def next_events(self, timeout: float | None) -> list[tuple[str, int, int, str, str]]:
         """What the control plane must know: ("dial", peer, rails mask, "", ""),
-        ("down", peer, link, rail, reason), ("lost", peer, 0, "", reason). Waits up to `timeout`;
-        empty when it passed; raises RuntimeError once the engine is closed."""
+        ("down", peer, link, rail, reason), ("rested", peer, link, rail, reason) instead of it for a
+        link that was closed because it carried nothing, ("lost", peer, 0, "", reason). Waits up to
+        `timeout`; empty when it passed; raises RuntimeError once the engine is closed."""
     def rdma_expected(self) -> None:
         """RDMA links may come: memory in use is remembered from now on, for registering it."""
 
@@ -191,6 +193,7 @@ class _Eyes:
         transfers: done, failed, outstanding, retries, fences, suspects, twins
         rails: a list, one entry per rail and peer: peer, rail, kind, up, bytes_sent,
             bytes_received, slices_sent, slices_received, retries, fences, links_made, links_lost,
+            links_rested (closed because they carried nothing),
             rate_bytes_per_s, base_latency_s, in_flight_bytes, window_bytes (the last four are 0
             while it is down)
         latency: {"send" | "recv" | "write" | "read": {count, sum_s, max_s, p50_s, p90_s, p99_s,

@@ -16,7 +16,7 @@ import torch
 import torch.distributed as dist
 from torch.distributed.distributed_c10d import _world
 
-from . import _engine, exits, forks, groups, kv, memory, options, segment, telemetry, tensors
+from . import _engine, exits, forks, groups, kv, memory, options, segment, storages, telemetry
 from .errors import TentError, TransferError
 from .kv import KVCache, RemoteCache
 from .rendezvous import ControlPlane
@@ -61,7 +61,8 @@ class Engine:
             raise
         self.card: Card = self._control.card()
         self.flights = Flights(self.native, self._control)
-        self._plain = self.native.verbs()
+        self._memory = storages.Storages(self.native, self.card, self.settings)
+        self._plain = self.native.verbs(self._memory.used, storages.KEPT_BYTES_MIN)
         self.native.on_done(_tell(weakref.ref(self.flights)))
         self._own_name = self.card.name
         self.forked = False  # True in a child of the process that made it
@@ -95,7 +96,7 @@ class Engine:
             operation = self._plain.send(x, peer, members.context, tag)
             if operation is not None:
                 return self.flights.start(operation, x, members.rank, watched=True)
-        tensor, layout, code = tensors.source(x)
+        tensor, layout, code = self._memory.source(x)
         operation = self.native.send(
             peer,
             members.context,
@@ -125,7 +126,7 @@ class Engine:
             operation = self._plain.recv(y, peer, members.context, tag)
             if operation is not None:
                 return self.flights.start(operation, y, src, y, members.rank_of, True)
-        tensor, layout, code = tensors.destination(y)
+        tensor, layout, code = self._memory.destination(y)
         operation = self.native.recv(
             peer,
             members.context,
@@ -168,7 +169,7 @@ class Engine:
             operation = self._plain.write(x, remote.place)
             if operation is not None:
                 return self.flights.start(operation, x, self._own_name, watched=True)
-        tensor, layout, _ = tensors.source(x)
+        tensor, layout, _ = self._memory.source(x)
         target = segment.bytes_for(remote, tensor)
         operation = self.native.write(
             origin.peer,
@@ -200,7 +201,7 @@ class Engine:
             operation = self._plain.read(out, remote.place)
             if operation is not None:
                 return self.flights.start(operation, out, origin.peer_name, out, watched=True)
-        tensor, layout, _ = tensors.destination(out)
+        tensor, layout, _ = self._memory.destination(out)
         target = segment.bytes_for(remote, tensor)
         operation = self.native.read(
             origin.peer,
@@ -350,7 +351,7 @@ class Engine:
         if isinstance(group, groups.Group):
             return group
         if not isinstance(group, dist.ProcessGroup):
-            raise _no_group(group)
+            raise groups.no_group(group)
         members = self._groups.get(group)
         if members is None:
             members = self._groups[group] = groups.of_process_group(self, group)
@@ -387,14 +388,3 @@ def _tag(tag: Any) -> int:
     if not 0 <= found <= _TAG_MAX:
         raise ValueError(f"tag is {found}: it goes from 0 to 2**63 - 1")
     return found
-
-
-def _no_group(group: Any) -> Exception:
-    if group is None:
-        return TentError(
-            "there is no process group: call torch.distributed.init_process_group first, give "
-            "group=, or use register and open, which need a ticket only"
-        )
-    if group is dist.GroupMember.NON_GROUP_MEMBER:
-        return TentError("this process is not a member of the group")
-    return TypeError(f"group is a {type(group).__name__}: it is a process group, or None")

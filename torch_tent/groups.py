@@ -166,3 +166,15 @@ def _shown(ranks: Mapping[int, int]) -> str:
     if known == list(range(len(known))):
         return f"0 to {len(known) - 1}"
     return ", ".join(map(str, known))
+
+
+def no_group(group: Any) -> Exception:
+    """What is raised for `group=` where it names no group that this process is in."""
+    if group is None:
+        return TentError(
+            "there is no process group: call torch.distributed.init_process_group first, give "
+            "group=, or use register and open, which need a ticket only"
+        )
+    if group is dist.GroupMember.NON_GROUP_MEMBER:
+        return TentError("this process is not a member of the group")
+    return TypeError(f"group is a {type(group).__name__}: it is a process group, or None")

@@ -8,8 +8,6 @@ no other group has had; so a group that was destroyed and made again never hears
 from __future__ import annotations
 
 import functools
-import importlib
-import importlib.resources
 import secrets
 from dataclasses import dataclass
 from datetime import timedelta
@@ -19,7 +17,7 @@ import torch
 import torch.distributed as dist
 from torch.distributed import distributed_c10d
 
-from . import default
+from . import default, torch_native
 from .card import Card
 from .engines import Engine
 from .errors import TentError
@@ -27,7 +25,6 @@ from .meeting import Meeting
 
 _CONTEXTS_PER_GROUP = 4  # As in csrc/collectives/collectives.h: the last one is for send and recv.
 _CONTEXT_BYTES = 8
-_C10D = "_c10d_torch_"  # The native module's name, before torch's minor version: 2_13.
 _NO_PEER = 0xFFFFFFFF  # In the place of the own rank: a value that no peer id has.
 
 
@@ -61,7 +58,7 @@ def create(backend_options: Any, group_options: Any) -> Any:
     Raises DistStoreError naming the ranks that did not come within the timeout, and TentError for
     settings or ranks that cannot work.
     """
-    native = _native_module()
+    native = torch_native.module()
     if group_options is not None and not isinstance(group_options, native.Options):
         raise TypeError(
             f"the tent backend has no options, but pg_options is a {type(group_options).__name__}: "
@@ -88,7 +85,7 @@ def peers(group: dist.ProcessGroup) -> GroupPeers:
 
     Raises TentError for a group of another backend.
     """
-    native = _native_module()
+    native = torch_native.module()
     backend: Any = group._get_backend(torch.device("cpu"))
     while hasattr(backend, "wrapped_pg"):  # TORCH_DISTRIBUTED_DEBUG=DETAIL
         backend = backend.wrapped_pg
@@ -111,27 +108,6 @@ def _meet(engine: Engine, options: Any) -> tuple[int, list[int]]:
         for member, record in enumerate(records)
     ]
     return int.from_bytes(records[0][:_CONTEXT_BYTES]), ids
-
-
-@functools.cache
-def _native_module() -> Any:
-    """The module for the installed torch: its ABI lasts for one minor version.
-
-    Raises ImportError where there is none, before a module for another torch is loaded.
-    """
-    major, minor = torch.__version__.split(".")[:2]
-    found = sorted(
-        entry.name.split(".")[0].removeprefix(_C10D).replace("_", ".")
-        for entry in importlib.resources.files(__package__).iterdir()
-        if entry.name.startswith(_C10D)
-    )
-    if f"{major}.{minor}" not in found:
-        raise ImportError(
-            f"this torch_tent has no process group for PyTorch {torch.__version__} (it was built "
-            f"for {', '.join(found) or 'none'}): build it again with "
-            "`pip install --no-build-isolation --force-reinstall --no-deps .`"
-        )
-    return importlib.import_module(f".{_C10D}{major}_{minor}", __package__)
 
 
 @functools.cache

@@ -135,6 +135,14 @@ class Settings:
             "leave one out"
         ),
     )
+    # An RDMA link that carried nothing for so long is closed, and made again when it is wanted.
+    rdma_idle_s: float = dataclasses.field(default=30.0, metadata=_seconds(0.1, 86400))
+    # Links on one RDMA device; it may have fewer to give.
+    rdma_links_max: int = dataclasses.field(
+        default=4096, metadata=_number(1, 65535, "a number from 1 to 65535")
+    )
+    # Of memory that no transfer uses, so much may stay registered for RDMA; 0: none.
+    rdma_kept_bytes_max: int = dataclasses.field(default=1 << 30, metadata=_bytes(0, 1 << 50))
     # Whoever knows it may connect. None: loopback and Unix sockets of the same user only.
     secret: bytes | None = dataclasses.field(default=None, repr=False, metadata=_SECRET)
     listen_port: int = dataclasses.field(
@@ -199,6 +207,9 @@ class Settings:
             "inline_bytes_max": self.inline_bytes_max,
             "overdue_min_s": float(self.overdue_min_s),
             "checksum": self.checksum,
+            "rest_after_s": float(self.rdma_idle_s),
+            "rdma_links_max": self.rdma_links_max,
+            "rdma_kept_bytes_max": self.rdma_kept_bytes_max,
         }
 
 

@@ -51,6 +51,8 @@ class Switchboard:
             contact = self._contacts.of_peer(peer)
             if what == "down":
                 self._down(number, reason)
+            elif what == "rested":
+                self._rested(number, reason)
             elif what == "said":
                 log.warning("%s", reason)
             elif contact is not None and what == "dial":
@@ -93,6 +95,18 @@ class Switchboard:
                     self._stop_dialing(other)
                     other.backoff_s = 0.0
                     self._start(contact, other)
+
+    def _rested(self, link: int, reason: str) -> None:
+        """A link that carried nothing was closed, here or by the peer. The rail is as good as
+        before: it is dialed when the engine asks for it, and at once."""
+        contact, state = self._links.pop(link, (None, None))
+        if contact is None or state is None or state.link != link:
+            return
+        now = time.monotonic()
+        state.went_down(now, reason)
+        state.backoff_s = 0.0
+        contact.linked_until = now
+        log.debug("link at rest: %s to %s", state.name, contact.card.name)
 
     def _lost(self, contact: Contact, reason: str) -> None:
         log.info("peer lost: %s: %s", contact.card.name, reason)

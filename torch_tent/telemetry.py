@@ -111,6 +111,7 @@ _RAIL_COUNTERS = {
     "fences": "Links that were fenced",
     "links_made": "Links that came up",
     "links_lost": "Links that went down",
+    "links_rested": "Links that were closed because they carried nothing",
 }
 _RAIL_GAUGES = {
     "up": ("up", "1 while the rail has a link"),

@@ -74,7 +74,7 @@ py::list next_events(Engine& engine, const py::object& timeout) {
   });
   py::list out;
   if (!some) return out;
-  constexpr const char* kNames[] = {"dial", "down", "lost", "said"};
+  constexpr const char* kNames[] = {"dial", "down", "rested", "lost", "said"};
   for (const ControlEvent& event : events) {
     out.append(py::make_tuple(kNames[int(event.kind)], event.peer, event.number, event.rail,
                               event.reason));

@@ -20,7 +20,7 @@ py::bytes open(Engine& engine, LinkId link, const std::string& device, std::uint
                std::uint8_t gid_index) {
   RdmaEndpoint endpoint;
   check(under_lock(engine, false, [&](Held& held) {
-    return held->rdma.open(link, {device, port, gid_index}, endpoint);
+    return held->open_rdma(link, {device, port, gid_index}, endpoint);
   }));
   return py::bytes(reinterpret_cast<const char*>(&endpoint), sizeof endpoint);
 }

@@ -62,7 +62,8 @@ py::dict rail_of(const Rail& rail) {
   out["fences"] = rail.fences;
   out["links_made"] = rail.links_made;
   out["links_lost"] = rail.links_lost;
-  out["up"] = rail.links_made > rail.links_lost;
+  out["links_rested"] = rail.links_rested;
+  out["up"] = rail.links_made > rail.links_lost + rail.links_rested;
   out["rate_bytes_per_s"] = 0.0;
   out["base_latency_s"] = 0.0;
   out["in_flight_bytes"] = 0;

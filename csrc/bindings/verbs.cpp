@@ -15,6 +15,8 @@ namespace {
 struct Verbs {
   PyObject_HEAD;
   std::shared_ptr<Engine> engine;
+  PyObject* used;  // called with a tensor of at least `used_bytes_min` before it is; may be null
+  std::uint64_t used_bytes_min;
 };
 
 PyTypeObject* verbs_type = nullptr;  // made with the module, lives as long as the process
@@ -28,8 +30,17 @@ const std::shared_ptr<Engine>& engine_of(PyObject* self) {
 void drop(PyObject* self) {
   PyTypeObject* type = Py_TYPE(self);
   reinterpret_cast<Verbs*>(self)->engine.~shared_ptr();
+  Py_CLEAR(reinterpret_cast<Verbs*>(self)->used);
   PyObject_Free(self);
   Py_DECREF(type);
+}
+
+void tell_used(PyObject* self, PyObject* object, const PlainTensor& tensor) {
+  const auto* verbs = reinterpret_cast<Verbs*>(self);
+  if (verbs->used == nullptr || tensor.bytes < verbs->used_bytes_min) return;
+  PyObject* done = PyObject_CallOneArg(verbs->used, object);
+  if (done == nullptr) throw py::error_already_set();
+  Py_DECREF(done);
 }
 
 void expect(Py_ssize_t given, Py_ssize_t wanted) {
@@ -48,6 +59,7 @@ PyObject* message(Request::Op op, PyObject* self, Arguments given, Py_ssize_t co
     PyErr_Clear();
     return Py_NewRef(Py_None);
   }
+  tell_used(self, given[0], tensor);
   Request request;
   request.op = op;
   request.peer = given[1] == Py_None ? kAnyPeer : PeerId(word_of(given[1]));
@@ -77,6 +89,7 @@ PyObject* one_sided(Request::Op op, PyObject* self, Arguments given, Py_ssize_t 
   const auto of = [place = given[1]](Py_ssize_t at) { return PyTuple_GET_ITEM(place, at); };
   if (!PyTuple_Check(of(5))) throw py::type_error("the shape is a tuple");
   if (!fits(tensor, of(5), of(6))) return Py_NewRef(Py_None);
+  tell_used(self, given[0], tensor);
   Request request;
   request.op = op;
   request.peer = PeerId(word_of(of(0)));
@@ -120,10 +133,13 @@ PyType_Slot slots[] = {
 PyType_Spec spec = {"torch_tent._engine.Verbs", sizeof(Verbs), 0,
                     Py_TPFLAGS_DEFAULT | Py_TPFLAGS_DISALLOW_INSTANTIATION, slots};
 
-py::object verbs_of(const std::shared_ptr<Engine>& engine) {
+py::object verbs_of(const std::shared_ptr<Engine>& engine, const py::object& used,
+                    std::uint64_t used_bytes_min) {
   auto* made = PyObject_New(Verbs, verbs_type);
   if (made == nullptr) throw py::error_already_set();
   new (&made->engine) std::shared_ptr<Engine>(engine);
+  made->used = used.is_none() ? nullptr : Py_NewRef(used.ptr());
+  made->used_bytes_min = used_bytes_min;
   return py::reinterpret_steal<py::object>(reinterpret_cast<PyObject*>(made));
 }
 
@@ -136,7 +152,7 @@ void bind_verbs(py::module_& module, EngineClass& engine) {
   module.attr("Verbs") = py::reinterpret_steal<py::object>(type);
   module.def("learn_dtype", &learn_dtype, py::arg("example"), py::arg("code"),
              py::arg("item_bytes"));
-  engine.def("verbs", &verbs_of);
+  engine.def("verbs", &verbs_of, py::arg("used") = py::none(), py::arg("used_bytes_min") = 0);
 }
 
 }  // namespace tent::bindings

@@ -4,6 +4,7 @@
 #include <torch/csrc/utils/pybind.h>
 
 #include "c10d/backend.h"
+#include "c10d/storages.h"
 
 namespace py = pybind11;
 
@@ -21,15 +22,20 @@ EngineOwner hold(py::object object) {
   });
 }
 
+const TentApi* api_of(const py::capsule& table) {
+  const auto* api = table.get_pointer<const TentApi>();
+  TORCH_CHECK(api->version == TENT_API_VERSION,
+              "torch_tent._engine and torch_tent._c10d_torch are not of "
+              "one build: build both again");
+  return api;
+}
+
 c10::intrusive_ptr<TentBackend> make_backend(py::object engine, const py::capsule& table, int rank,
                                              int size, std::uint64_t context,
                                              std::vector<std::uint32_t> peers, std::string name,
                                              std::chrono::milliseconds timeout,
                                              std::vector<std::uint64_t> global_ranks) {
-  const auto* api = table.get_pointer<const TentApi>();
-  TORCH_CHECK(api->version == TENT_API_VERSION,
-              "torch_tent._engine and torch_tent._c10d_torch are not of "
-              "one build: build both again");
+  const TentApi* api = api_of(table);
   TORCH_CHECK(peers.size() == std::size_t(size), "there must be one peer per rank");
   Membership membership{
       rank, size, context, std::move(peers), std::move(name), timeout, std::move(global_ranks)};
@@ -60,4 +66,10 @@ PYBIND11_MODULE(TENT_C10D_MODULE, m) {
   m.def("make_backend", &tent::make_backend, py::arg("engine"), py::arg("table"), py::arg("rank"),
         py::arg("size"), py::arg("context"), py::arg("peers"), py::arg("name"), py::arg("timeout"),
         py::arg("global_ranks"));
+  m.def(
+      "used",
+      [](const at::Tensor& tensor, const py::capsule& table) {
+        tent::used(tensor, *tent::api_of(table));
+      },
+      py::arg("tensor"), py::arg("table"));
 }

@@ -1,6 +1,7 @@
 // Stage: engine. See the header.
 #include "core/link.h"
 
+#include <algorithm>
 #include <utility>
 
 namespace tent {
@@ -21,6 +22,12 @@ void Link::stamp(FrameHeader& header, Unacked unacked, TimeNs now) {
   unacked.stamp = estimate_.posted(unacked.cost, now);
   unacked_.push_back(std::move(unacked));
   stamp_ack(header);
+  last_said_ = now;
+}
+
+TimeNs Link::idle_since() const {
+  if (!unacked_.empty() || !placing_.empty() || owes_ack()) return kNever;
+  return std::max(last_heard_, last_said_);
 }
 
 void Link::stamp_ack(FrameHeader& header) { header.ack = ack_sent_ = consumed(); }

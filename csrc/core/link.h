@@ -45,7 +45,8 @@ class Link {
       : id_(id),
         info_(info),
         estimate_(settings, info.rate_hint, slice_bytes_min_of(info.kind), info.slice_bytes_max),
-        last_heard_(now) {}
+        last_heard_(now),
+        last_said_(now) {}
 
   LinkId id() const { return id_; }
   const LinkInfo& info() const { return info_; }
@@ -88,6 +89,8 @@ class Link {
   std::uint64_t consumed() const { return placing_.empty() ? arrived_ : placing_.front() - 1; }
   bool owes_ack() const { return consumed() != ack_sent_; }
   TimeNs last_heard() const { return last_heard_; }
+  // Since when nothing was carried, either way; kNever: there is something under way.
+  TimeNs idle_since() const;
   void heard(TimeNs now) { last_heard_ = now; }
   TimeNs last_ping = 0;
   bool wants_ping = false;
@@ -105,7 +108,7 @@ class Link {
   std::uint64_t next_sequence_ = 1, arrived_ = 0, ack_sent_ = 0;
   std::deque<Unacked> unacked_;
   std::deque<std::uint64_t> placing_;  // slices whose header came and whose bytes are on the way
-  TimeNs last_heard_;
+  TimeNs last_heard_, last_said_;
 };
 
 }  // namespace tent

@@ -3,10 +3,9 @@
 #include "core/node.h"
 
 #include <algorithm>
-#include <unordered_set>
 #include <utility>
 
-#include "core/session.h"
+#include "core/node_private.h"
 
 namespace tent {
 
@@ -14,89 +13,6 @@ namespace {
 // Flow ids carry our number of the peer, so that a transport can name a flow alone (dialogue.cpp).
 PeerId peer_of_flow(TransferId flow) { return PeerId(flow >> 40 & 0x7fffff); }
 }  // namespace
-
-struct Node::Private {
-  Private(const CoreSettings& given, Outbox& out)
-      : settings(given), outbox(out), watched(out, *this), transfers(watched) {}
-
-  // Sees every transfer end, to keep the sessions' interest right.
-  struct Watched final : Outbox {
-    Watched(Outbox& next, Private& owner) : next(next), owner(owner) {}
-    void post(LinkId link, Frame frame) override { next.post(link, std::move(frame)); }
-    void close(LinkId link, const Status& why) override {
-      owner.owners.erase(link);
-      next.close(link, why);
-    }
-    void done(Report report) override {
-      if (Session* session = owner.interested(report.id)) session->interest(-1, report.ended);
-      owner.interests.erase(report.id);
-      next.done(std::move(report));
-    }
-    void dial(PeerId peer, RailKinds rails) override { next.dial(peer, rails); }
-    void peer_lost(PeerId peer, const Status& why) override { next.peer_lost(peer, why); }
-    void noted(SegmentId segment) override { next.noted(segment); }
-    void traced(const SliceEvent& event) override { next.traced(event); }
-    bool reaches(LinkId link, const Layout& source, RailKinds allowed) override {
-      return next.reaches(link, source, allowed);
-    }
-    bool placing(LinkId link, TransferId flow) override { return next.placing(link, flow); }
-    bool quiet(PeerId peer) override { return next.quiet(peer); }
-    void place(PeerId peer, TransferId flow, const Layout& to, const Body& bytes) override {
-      next.place(peer, flow, to, bytes);
-    }
-    bool copying_in(PeerId peer, TransferId flow) const override {
-      return next.copying_in(peer, flow);
-    }
-    Outbox& next;
-    Private& owner;
-  };
-
-  Session* session(PeerId peer) { return peer < sessions.size() ? sessions[peer].get() : nullptr; }
-  std::string gone(PeerId peer) const {
-    return peer < names.size() && closed.contains(peer) ? names[peer] + " closed its engine"
-                                                        : "the peer is gone";
-  }
-  // The same, and its output is looked at by the next flush.
-  Session* touch(PeerId peer) {
-    Session* found = session(peer);
-    if (found != nullptr && !touched[peer]) {
-      touched[peer] = true;
-      to_flush.push_back(peer);
-    }
-    return found;
-  }
-  Session* session_of(LinkId link) {
-    const auto found = owners.find(link);
-    return found == owners.end() ? nullptr : touch(found->second);
-  }
-  Session* interested(TransferId id) {
-    const auto found = interests.find(id);
-    return found == interests.end() ? nullptr : session(found->second);
-  }
-  void fail(TransferId id, Code code, std::string text, TimeNs now) {
-    transfers.end(id, {code, std::move(text), ""}, now);
-  }
-  void receive(Transfer& transfer, TimeNs now);
-  void stop(Transfer& transfer, Code code, TimeNs now);
-  void stop(Transfer& transfer, Status why, TimeNs now);
-  void end_wait(TransferId id, TimeNs now);
-
-  CoreSettings settings;
-  Outbox& outbox;
-  Watched watched;
-  TransferTable transfers;
-  Segments segments;
-  Matcher matcher;
-  NodeStats totals;
-  std::vector<std::unique_ptr<Session>> sessions;  // by PeerId; null once lost
-  std::vector<std::string> names;
-  std::unordered_set<PeerId> closed;  // of those that are lost
-  std::vector<PeerId> to_flush;       // sessions that were called since the last flush
-  std::vector<bool> touched;          // by PeerId: whether it is among them
-  std::unordered_map<LinkId, PeerId> owners;
-  std::unordered_map<TransferId, PeerId> interests;  // transfers that wait for one peer
-  TransferId next_id = 1;
-};
 
 Node::Node(const CoreSettings& settings, Outbox& outbox)
     : p_(std::make_unique<Private>(settings, outbox)) {}
@@ -199,74 +115,6 @@ void Node::revoke(SegmentId id, const std::vector<std::int64_t>& blocks, TimeNs 
   for (const auto& session : p_->sessions) {
     if (!session) continue;
     session->dialogue().drop_segment(id, &blocks, "the owner revoked the blocks", now);
-    session->flush(now);
-  }
-}
-
-// ---- peers and links ----
-
-PeerId Node::add_peer(const std::string& name) {
-  const auto peer = PeerId(p_->sessions.size());
-  p_->names.push_back(name);
-  p_->touched.push_back(false);
-  p_->sessions.push_back(std::make_unique<Session>(
-      SessionHost{p_->settings, p_->watched, p_->segments, p_->matcher, p_->transfers, p_->totals},
-      peer, name));
-  return peer;
-}
-
-void Node::lose_peer(PeerId peer, const Status& why, TimeNs now) {
-  if (p_->session(peer) == nullptr) return;
-  const std::unique_ptr<Session> session = std::move(p_->sessions[peer]);
-  session->close_links(why);  // first: nothing lands for a transfer that has ended
-  const bool keep_inline = session->peer_closed();
-  if (keep_inline) p_->closed.insert(peer);
-  for (TransferId id : p_->matcher.lose(peer, keep_inline)) p_->transfers.end(id, why, now);
-  for (TransferId id : p_->transfers.with_peer(peer)) {
-    const Transfer* transfer = p_->transfers.find(id);
-    const bool cancelling = transfer->stage == Transfer::Stage::Cancelling;
-    p_->transfers.end(id, cancelling ? Status(transfer->ending) : why, now);
-  }
-  p_->outbox.peer_lost(peer, why);
-}
-
-void Node::say_bye(TimeNs now) {
-  for (const auto& session : p_->sessions) {
-    if (!session) continue;
-    session->say_bye();
-    session->flush(now);
-  }
-}
-
-void Node::link_up(PeerId peer, LinkId link, const LinkInfo& info, TimeNs now) {
-  Session* session = p_->session(peer);
-  if (session == nullptr) {
-    return p_->outbox.close(link, {Code::PeerLost, "the peer is gone", info.rail});
-  }
-  p_->owners[link] = peer;
-  session->link_up(link, info, now);
-  session->flush(now);
-}
-
-void Node::link_down(LinkId link, const Status&, TimeNs now) {
-  Session* session = p_->session_of(link);
-  p_->owners.erase(link);
-  if (session == nullptr) return;
-  session->link_down(link, now);
-  session->flush(now);
-}
-
-bool Node::alive(PeerId peer) const { return p_->session(peer) != nullptr; }
-bool Node::closed(PeerId peer) const { return p_->closed.contains(peer); }
-
-const std::string& Node::name(PeerId peer) const {
-  static const std::string nobody = "unknown";
-  return peer < p_->names.size() ? p_->names[peer] : nobody;
-}
-
-void Node::no_rails(PeerId peer, RailKinds rails, const std::string& why, TimeNs now) {
-  if (Session* session = p_->session(peer)) {
-    session->dialogue().no_rails(session->kinds(), rails, why, now);
     session->flush(now);
   }
 }

@@ -84,6 +84,8 @@ class Outbox {
   virtual void post(LinkId link, Frame frame) = 0;
   // Nothing may be received from, or read for, this link after the call returns.
   virtual void close(LinkId link, const Status& why) = 0;
+  // A link that carried nothing for long is closed in the same way, and the peer is told why.
+  virtual void rest(LinkId link) { close(link, {Code::Failed, "it carried nothing", ""}); }
   virtual void done(Report report) = 0;
   virtual void dial(PeerId peer,
                     RailKinds rails) = 0;  // rails are wanted; repeated until they come
@@ -152,6 +154,11 @@ class Node {
   void say_bye(TimeNs now);                                    // tells all peers that we close
   void link_up(PeerId peer, LinkId link, const LinkInfo& info, TimeNs now);
   void link_down(LinkId link, const Status& why, TimeNs now);  // the transport closed or lost it
+  // The peer closed it because it carried nothing. False: it did carry something of ours.
+  bool link_rested(LinkId link, TimeNs now);
+  // Of these links the one that is idle for longest, and was before that time; 0: none.
+  LinkId longest_idle(const std::vector<LinkId>& among, TimeNs before) const;
+  void rest(LinkId link);  // closes one that is idle
   bool alive(PeerId peer) const;
   bool closed(PeerId peer) const;  // lost because it said that it closes: it never comes back
   // The control plane found no way to make such a rail: transfers that need one fail.

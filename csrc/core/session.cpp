@@ -258,6 +258,7 @@ void Session::on_acked(Link& link, const Unacked& frame, TimeNs now) {
 // ---- sending ----
 
 void Session::flush(TimeNs now) {
+  wake_rails();
   if (links_.empty()) return;
   post_control(now);
   if (dialogue_.out.scheduler().any_left()) post_slices(now);

@@ -30,6 +30,11 @@ class Session final : private Carrier {
 
   void link_up(LinkId link, const LinkInfo& info, TimeNs now);
   void link_down(LinkId link, TimeNs now);
+  // An idle link is closed without a fence: nothing of ours is on its way, and the peer, who may
+  // have begun to use it, asks for one. False: what was on its way here is lost, and is fenced.
+  void rest(LinkId link);
+  bool link_rested(LinkId link, TimeNs now);
+  TimeNs idle_since(LinkId link) const;  // kNever: it is in use, or wanted soon
   void close_links(const Status& why);
   RailKinds kinds() const { return links_.kinds(); }
   std::vector<LinkId> links() const;
@@ -83,6 +88,9 @@ class Session final : private Carrier {
   bool may_carry(LinkId link, TransferId flow);
   void probe(TimeNs now);
   void ask_for_rails(TimeNs now);
+  void wake_rails();
+  TimeNs rest_idle(TimeNs now);
+  void forget_rested(LinkId link);
   TimeNs keep_alive(TimeNs now);
 
   SessionHost host_;
@@ -95,6 +103,7 @@ class Session final : private Carrier {
   int interest_ = 0;
   Silence silence_;
   TimeNs next_dial_ = 0, next_probe_ = 0;
+  RailKinds resting_ = 0;  // of links that were closed because they carried nothing
   bool peer_closed_ = false;
 };
 

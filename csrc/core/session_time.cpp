@@ -28,7 +28,7 @@ TimeNs Session::tick(TimeNs now) {
                      now + std::max<TimeNs>(kMillisecond, host_.settings.peer_timeout / 8)});
   }
   flush(now);
-  return next;
+  return std::min(next, rest_idle(now));
 }
 
 // Asks the links that are not overdue whether the peer is alive.

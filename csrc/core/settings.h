@@ -18,6 +18,7 @@ struct CoreSettings {
   double overdue_factor = 4;                  // ... nor before this times its prediction
   TimeNs peer_timeout = 10 * kSecond;         // a silent peer is lost after
   TimeNs keepalive = 1 * kSecond;             // idle links with waiting transfers are pinged
+  TimeNs rest_after = kNever;  // an RDMA link that carried nothing for so long is closed
   bool checksum = false;
 };
 

@@ -1,9 +1,12 @@
 // Stage: engine. See c_api.h: the functions of the table. Any thread, never the GIL. No exception
 // leaves: what cannot begin is a work that has already failed.
 #include <algorithm>
+#include <atomic>
 #include <cstring>
 #include <functional>
+#include <memory>
 #include <stdexcept>
+#include <utility>
 
 #include "engine/clock.h"
 #include "engine/engine.h"
@@ -214,12 +217,40 @@ void when_done(TentWork* work, void (*fn)(void*), void* context) {
 
 void release(TentWork* work) { delete work; }
 
+TentStorage* storage_used(TentEngine* owner, TentStorage* known, TentBuffer memory) {
+  static std::atomic<std::uint64_t> numbers{0};
+  // An engine that has ended may have left its address to this one.
+  if (known != nullptr && known->engine.lock().get() != &owner->engine) {
+    delete std::exchange(known, nullptr);
+  }
+  try {
+    Held held = owner->engine.hold();
+    RdmaMemory& registered = held->rdma.memory;
+    if (!registered.wanted || registered.kept_bytes_max == 0) return known;
+    if (known == nullptr) known = new TentStorage{owner->engine.weak_from_this(), ++numbers};
+    registered.keep(known->number, {memory.address, memory.bytes});
+  } catch (const std::runtime_error&) {  // closed: nothing is registered any more
+  }
+  return known;
+}
+
+void storage_gone(TentStorage* storage) {
+  const std::unique_ptr<TentStorage> gone(storage);
+  const std::shared_ptr<Engine> engine = gone->engine.lock();
+  if (!engine) return;
+  try {
+    engine->hold()->rdma.memory.forget(gone->number);
+  } catch (const std::runtime_error&) {  // closed, or a child of fork
+  }
+}
+
 }  // namespace
 
 const TentApi& c_functions() {
   static const TentApi api{
-      TENT_API_VERSION, nullptr, group_create, group_destroy, group_abort, send,      recv,
-      collective,       done,    wait,         status,        cancel,      when_done, release};
+      TENT_API_VERSION, nullptr,     group_create, group_destroy, group_abort, send,      recv,
+      collective,       done,        wait,         status,        cancel,      when_done, release,
+      storage_used,     storage_gone};
   return api;
 }
 

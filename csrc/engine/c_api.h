@@ -11,12 +11,15 @@
 extern "C" {
 #endif
 
-#define TENT_API_VERSION 1
+#define TENT_API_VERSION 2
 
 typedef struct TentEngine TentEngine;
 
 /* A transfer or a whole collective. Freed by `release`, which does not cancel it. */
 typedef struct TentWork TentWork;
+
+/* Memory whose end is known: what an RDMA device has of it may outlive a transfer. */
+typedef struct TentStorage TentStorage;
 
 typedef struct {
   uint64_t address;
@@ -100,6 +103,14 @@ typedef struct {
   /* Calls `fn(ctx)` once on the notifier thread when the work has ended; at once if it has. */
   void (*when_done)(TentWork*, void (*fn)(void*), void* ctx);
   void (*release)(TentWork*);
+  /* A transfer is about to use memory that belongs together, from its first byte to its last.
+   * `known`: what the last call for it returned, taken over; null at first. May return null. Takes
+   * the engine lock for a short time. */
+  TentStorage* (*storage_used)(TentEngine*, TentStorage* known, TentBuffer);
+  /* The memory is about to be given back: when this returns no device has anything of it. Called
+   * once for what storage_used returned, by any thread, also after the engine's end and in a child
+   * of fork. Takes the engine lock, so its caller must not have it. */
+  void (*storage_gone)(TentStorage*);
 } TentApi;
 
 #ifdef __cplusplus

@@ -11,10 +11,13 @@ namespace tent {
 void ControlEvents::add(ControlEvent event) {
   const std::lock_guard lock(mutex_);
   if (event.kind == ControlEvent::Kind::Dial || event.kind == ControlEvent::Kind::Lost) {
-    const auto same = std::find_if(events_.begin(), events_.end(), [&](const ControlEvent& other) {
-      return other.kind == event.kind && other.peer == event.peer;
-    });
-    if (same != events_.end()) {
+    // A dial that comes after a link went to rest is for that link, too.
+    const auto same =
+        std::find_if(events_.rbegin(), events_.rend(), [&](const ControlEvent& other) {
+          const bool rested = other.kind == ControlEvent::Kind::Rested;
+          return (other.kind == event.kind || rested) && other.peer == event.peer;
+        });
+    if (same != events_.rend() && same->kind == event.kind) {
       same->number |= event.number;
       return;
     }

@@ -1,6 +1,7 @@
 // Stage: engine. What the control plane must act on: links to dial, links that went down, peers
 // that were lost. Added under the engine lock, taken by one waiting Python thread without it. What
-// always holds: at most one "dial" and one "lost" per peer wait; "down" comes once per link.
+// always holds: at most one "dial" and one "lost" per peer wait between two "rested"; "down", or
+// "rested", comes once per link.
 #pragma once
 
 #include <condition_variable>
@@ -13,11 +14,11 @@
 namespace tent {
 
 struct ControlEvent {
-  enum class Kind : std::uint8_t { Dial, Down, Lost, Said };
+  enum class Kind : std::uint8_t { Dial, Down, Rested, Lost, Said };
   Kind kind;
   PeerId peer = 0;
-  std::uint64_t number = 0;  // Dial: rails mask; Down: link
-  std::string rail;          // Down
+  std::uint64_t number = 0;  // Dial: rails mask; Down, Rested: link
+  std::string rail;          // Down, Rested
   std::string reason;        // Down, Lost; Said: what people should know
 };
 

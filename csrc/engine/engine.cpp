@@ -96,6 +96,8 @@ void Engine::add_link(PeerId peer, const LinkInfo& info, const Connection& conne
     Held held = hold();
     taken_over = true;
     status = held->connect(peer, info, connection);
+    // It may sleep deaf to this kind of link, and there may be something to send, or come already.
+    progress_.take_over(true);
   } catch (...) {
     if (!taken_over) {
       for (const int fd : connection.fds) ::close(fd);
@@ -183,6 +185,8 @@ void Engine::end_everything() {
     }
     held->settle();
   }
+  held->rdma.close_all();
+  held->rdma.memory.keep_nothing();
   held->operations.tell_late();
   held->bells.ring_all(held->operations.aftermath());
 }

@@ -23,7 +23,7 @@
 
 namespace tent {
 
-class Engine {
+class Engine : public std::enable_shared_from_this<Engine> {
  public:
   // Starts the threads. Throws std::system_error without descriptors or threads. In a child of fork
   // the engine is never destroyed: its threads and locks are the parent's.

@@ -13,6 +13,9 @@ namespace {
 constexpr unsigned kTcpPause = 8;  // with same-host links too, quiet sockets are asked this seldom
 constexpr TimeNs kTickSoon = 5 * kMillisecond;  // whatever was begun is looked at again after this
 constexpr std::size_t kPastLinks = 64;
+constexpr TimeNs kIdleMin = 1 * kSecond;  // a link that carried something since does not make room
+constexpr const char* kIdle = "the peer closed it: it carried nothing";
+constexpr const char* kUsedAgain = "the peer closed it as idle when it was used again";
 
 Request message(Request::Op op, PeerId peer, std::uint64_t context, std::uint64_t tag,
                 TimeNs expires) {
@@ -38,6 +41,8 @@ Exchange::Exchange(const EngineSettings& settings, int wait_set, ControlEvents& 
       wait_set_(wait_set),
       checksum_(settings.checksum) {
   rdma.memory.wanted = settings.rdma;
+  rdma.links_max = settings.rdma_links_max;
+  rdma.memory.kept_bytes_max = settings.rdma_kept_bytes_max;
 }
 
 Exchange::~Exchange() = default;
@@ -118,13 +123,18 @@ void Exchange::send_out() {
 void Exchange::take_down() {
   std::vector<Down> downs;
   downs.swap(downs_);
-  for (auto& [link, why] : downs) {
+  for (auto& [link, why, rested] : downs) {
     Port* gone = port(link);
     if (!gone) continue;
     why.rail = gone->rail->name;
     gone->transport->close(link);
-    forget(link, why.text);
-    node_.link_down(link, why, now_ns());
+    if (rested) {
+      const bool idle = node_.link_rested(link, now_ns());
+      forget(link, idle ? kIdle : kUsedAgain, idle);
+    } else {
+      forget(link, why.text);
+      node_.link_down(link, why, now_ns());
+    }
     stir();
   }
 }
@@ -253,11 +263,20 @@ RailRef Exchange::rail_of(LinkId link) {
   return nullptr;
 }
 
-void Exchange::forget(LinkId link, const std::string& why) {
+Status Exchange::open_rdma(LinkId link, const RdmaPort& at, RdmaEndpoint& out) {
+  if (rdma.full(at.device)) {
+    const LinkId idle = node().longest_idle(rdma.links_on(at.device), now_ns() - kIdleMin);
+    if (idle != 0) node().rest(idle);
+  }
+  return rdma.open(link, at, out);
+}
+
+void Exchange::forget(LinkId link, const std::string& why, bool rested) {
   const auto found = ports_.find(link);
   const Port& gone = found->second;
-  ++gone.rail->links_lost;
-  events_.add({ControlEvent::Kind::Down, gone.peer, link, gone.rail->name, why});
+  ++(rested ? gone.rail->links_rested : gone.rail->links_lost);
+  const auto kind = rested ? ControlEvent::Kind::Rested : ControlEvent::Kind::Down;
+  events_.add({kind, gone.peer, link, gone.rail->name, why});
   --ports_of(gone.kind);
   past_.emplace_front(link, gone.rail);
   if (past_.size() > kPastLinks) past_.pop_back();

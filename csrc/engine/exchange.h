@@ -61,6 +61,8 @@ class Exchange final : public Transfers, private Outbox, private Receiver {
   Status connect(PeerId peer, const LinkInfo& info, const Connection& connection);
   void disconnect(LinkId link, const Status& why);
   Status share(const Region& region);
+  // As rdma.open(). Where the device has as many links as it may, one that is idle makes room.
+  Status open_rdma(LinkId link, const RdmaPort& port, RdmaEndpoint& out);
   std::vector<int> descriptors() const;  // of the links that are up
 
   // Throws std::runtime_error when the GPU that it names cannot be used.
@@ -99,11 +101,13 @@ class Exchange final : public Transfers, private Outbox, private Receiver {
   struct Down {
     LinkId link;
     Status why;
+    bool rested = false;
   };
 
   // Outbox
   void post(LinkId link, Frame frame) override;
   void close(LinkId link, const Status& why) override;
+  void rest(LinkId link) override;
   void done(Report report) override;
   void dial(PeerId peer, RailKinds rails) override;
   void peer_lost(PeerId peer, const Status& why) override;
@@ -122,13 +126,14 @@ class Exchange final : public Transfers, private Outbox, private Receiver {
   bool landed(LinkId link, const FrameHeader& header) override;
   bool source(TransferId flow, std::uint64_t offset, std::uint64_t length, Pieces& out) override;
   void down(LinkId link, const Status& why) override;
+  void rested(LinkId link) override { downs_.push_back({link, {}, true}); }
 
   Port* port(LinkId link);
   std::size_t& ports_of(RailKind kind);
   bool spared(LinkId link, const Port& to, RailKinds allowed) const;
   void hold(const Request& request);
   Transport* transport_for(RailKind kind);
-  void forget(LinkId link, const std::string& why);
+  void forget(LinkId link, const std::string& why, bool rested = false);
   bool malformed(LinkId link);
   void send_out();
   void take_down();

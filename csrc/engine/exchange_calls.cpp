@@ -54,6 +54,12 @@ void Exchange::close(LinkId link, const Status& why) {
   forget(link, why.text);
 }
 
+void Exchange::rest(LinkId link) {
+  if (!port(link)) return;
+  rdma.rest(link);
+  forget(link, "it carried nothing", true);
+}
+
 void Exchange::done(Report report) {
   const bool copies = devices_ && devices_->copying(report.id);
   (copies ? copying_ : ended_).push_back(std::move(report));

@@ -19,7 +19,8 @@ struct Rail {
   std::uint64_t bytes_sent = 0, bytes_received = 0, slices_sent = 0, slices_received = 0;
   std::uint64_t retries = 0;  // slices that were lost with a link and sent again
   std::uint64_t fences = 0;   // links that the Node closed to be sure that nothing lands from them
-  std::uint64_t links_made = 0, links_lost = 0;
+  // Those that went down, and those that were closed because they carried nothing.
+  std::uint64_t links_made = 0, links_lost = 0, links_rested = 0;
 };
 using RailRef = std::shared_ptr<Rail>;
 

@@ -37,6 +37,11 @@ struct TentEngine {
   std::unordered_map<tent::GroupId, std::shared_ptr<tent::WorkGroup>> groups;
 };
 
+struct TentStorage {
+  std::weak_ptr<tent::Engine> engine;
+  std::uint64_t number = 0;  // never used twice in the process
+};
+
 struct TentWork {
   TentEngine* owner = nullptr;
   tent::OperationRef operation;

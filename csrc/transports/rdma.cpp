@@ -12,6 +12,7 @@ namespace tent {
 namespace {
 
 constexpr int kEventsMax = 32;
+constexpr char kRests = 'R';  // the last that is said of a link: it was closed because it was idle
 // While the engine is polled without pause, events other than completions are looked at this
 // seldom: a system call each time would cost more than the completions do.
 constexpr std::uint32_t kPollsPerLook = 64;
@@ -69,6 +70,10 @@ Status RdmaTransport::open(LinkId id, const RdmaPort& port, RdmaEndpoint& out) {
   Status why;
   RdmaDevice* on = device(port.device, why);
   if (on == nullptr) return why;
+  if (full(port.device)) {
+    return failed("RDMA device " + port.device + " has " + std::to_string(on->links()) +
+                  " links, as many as it may (TENT_RDMA_LINKS_MAX), and none of them is idle");
+  }
   auto link = std::make_unique<RdmaLink>(id, *verbs_, *on, memory, retirement_);
   why = link->open(port);
   if (!why.ok()) return why;
@@ -197,13 +202,45 @@ void RdmaTransport::close(LinkId id) {
   links_.drop(id);
 }
 
+void RdmaTransport::close_all() {
+  std::vector<LinkId> all;
+  links_.each([&](RdmaLink& link) { all.push_back(link.state.id); });
+  for (const LinkId link : all) close(link);
+}
+
+void RdmaTransport::rest(LinkId id) {
+  const RdmaLink* link = links_.find(id);
+  if (link != nullptr && link->companion) {
+    ::send(link->companion.get(), &kRests, 1, MSG_NOSIGNAL | MSG_DONTWAIT);
+  }
+  close(id);
+}
+
+bool RdmaTransport::full(const std::string& name) const {
+  const auto found = devices_.find(name);
+  if (found == devices_.end()) return false;
+  const RdmaDevice& device = *found->second;
+  return device.links() >= std::min(links_max, device.limits().links_max);
+}
+
+std::vector<LinkId> RdmaTransport::links_on(const std::string& device) {
+  std::vector<LinkId> found;
+  links_.each([&](RdmaLink& link) {
+    if (link.up && link.device().name() == device) found.push_back(link.state.id);
+  });
+  return found;
+}
+
 bool RdmaTransport::placing(LinkId id, TransferId flow) const {
   const RdmaLink* link = links_.find(id);
   return link != nullptr && link->slices_in.placing(flow);
 }
 
 bool RdmaTransport::prepare_sleep() {
-  if (links_.empty()) return true;
+  if (links_.empty()) {
+    fall_silent();
+    return true;
+  }
   bool quiet = again_.empty() && !look_;
   for (const auto& [name, device] : devices_) quiet &= device->arm();
   epoll_event event;
@@ -212,6 +249,17 @@ bool RdmaTransport::prepare_sleep() {
     quiet = false;
   }
   return quiet;
+}
+
+// What the devices still say after the last link would wake up the engine again and again.
+void RdmaTransport::fall_silent() {
+  ibv::AsyncEvent event;
+  for (const auto& [name, device] : devices_) {
+    device->disarm();
+    while (verbs_->get_async_event(device->context(), &event) == 0) {
+      verbs_->ack_async_event(&event);
+    }
+  }
 }
 
 // ---- what is heard beside completions ----
@@ -224,8 +272,15 @@ void RdmaTransport::look_around(Receiver& receiver) {
   for (int i = 0; i < count; ++i) {
     RdmaLink* link = links_.find(events[i].data.u64);
     devices |= events[i].data.u64 == 0;
-    // Nothing is ever said on a control connection after the handshake.
-    if (link != nullptr && link->state.live()) {
+    if (link == nullptr || !link->state.live()) continue;
+    // Nothing but this is ever said on a control connection after the handshake.
+    char said = 0;
+    const auto bytes = ::recv(link->companion.get(), &said, 1, MSG_DONTWAIT);
+    if (bytes == 1 && said == kRests) {
+      const LinkId id = link->state.id;
+      close(id);
+      receiver.rested(id);
+    } else {
       link->state.broke("the peer closed the connection");
       end(*link, receiver);
     }

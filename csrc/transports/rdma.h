@@ -42,6 +42,12 @@ class RdmaTransport final : public Transport {
   void post(LinkId link, Frame frame, Receiver& receiver) override;
   bool poll(Receiver& receiver) override;
   void close(LinkId link) override;
+  void close_all();  // those too that nobody was told of, because they shake hands
+
+  // Closes a link that carries nothing, and tells the peer that this is why.
+  void rest(LinkId link);
+  bool full(const std::string& device) const;               // it has as many links as it may
+  std::vector<LinkId> links_on(const std::string& device);  // that are up
 
   // Reads of this flow's bytes are under way.
   bool placing(LinkId link, TransferId flow) const;
@@ -50,12 +56,14 @@ class RdmaTransport final : public Transport {
   bool active() const { return !links_.empty(); }
 
   RdmaMemory memory;
+  std::uint32_t links_max = UINT32_MAX;  // of one device
 
  private:
   RdmaDevice* device(const std::string& name, Status& why);
   void serve(RdmaLink& link, Receiver& receiver);
   void end(RdmaLink& link, Receiver& receiver);
   void look_around(Receiver& receiver);
+  void fall_silent();
   void hear(RdmaDevice& device, Receiver& receiver);
   void bring_down(const RdmaDevice& device, int port, const std::string& why, Receiver& receiver);
 

@@ -29,6 +29,8 @@ class Receiver {
                       Pieces& out) = 0;  // false: send filler
   // The link died by itself or the peer closed it. The transport has already dropped it.
   virtual void down(LinkId link, const Status& why) = 0;
+  // The same, when the peer closed the link because it carried nothing.
+  virtual void rested(LinkId link) { down(link, {Code::Failed, "it carried nothing", ""}); }
 };
 
 // Memory that other processes on this host can map: the descriptor is of a memfd.

@@ -74,6 +74,8 @@ struct Machine {           // one device; several contexts may have it open
   std::uint32_t fail_next = 0;
   int refuse_errno = 0;  // of registrations above refuse_above bytes
   std::uint64_t refuse_above = 0;
+  std::uint64_t registered_bytes = 0;
+  std::uint64_t registered_bytes_max = UINT64_MAX;  // more is refused with ENOMEM
 };
 
 struct Opened : ibv::Context {

@@ -165,11 +165,13 @@ EXPORT int ibv_dealloc_pd(ibv::Pd* pd) {
 EXPORT ibv::Mr* ibv_reg_mr(ibv::Pd* pd, void* address, std::size_t bytes, int rights) {
   World& w = world();
   Guard guard(w.mutex);
-  const Machine& machine = w.machines[static_cast<Opened*>(pd->context)->index];
-  if (machine.refuse_errno != 0 && bytes > machine.refuse_above) {
-    errno = machine.refuse_errno;
+  Machine& machine = w.machines[static_cast<Opened*>(pd->context)->index];
+  const bool refused = machine.refuse_errno != 0 && bytes > machine.refuse_above;
+  if (refused || machine.registered_bytes + bytes > machine.registered_bytes_max) {
+    errno = refused ? machine.refuse_errno : ENOMEM;
     return nullptr;
   }
+  machine.registered_bytes += bytes;
   auto* region = new Region{};
   region->context = pd->context;
   region->pd = pd;
@@ -183,6 +185,8 @@ EXPORT ibv::Mr* ibv_reg_mr(ibv::Pd* pd, void* address, std::size_t bytes, int ri
 }
 EXPORT int ibv_dereg_mr(ibv::Mr* given) {
   Guard guard(world().mutex);
+  Machine& machine = world().machines[static_cast<Opened*>(given->context)->index];
+  machine.registered_bytes -= given->length;
   world().regions.erase(static_cast<Region*>(given));
   delete static_cast<Region*>(given);
   return 0;
@@ -278,7 +282,11 @@ EXPORT const char* ibv_wc_status_str(ibv::WcStatus status) {
 
 EXPORT void fake_reset() {
   Guard guard(world().mutex);
-  for (Machine& machine : world().machines) machine = {};
+  for (Machine& machine : world().machines) {
+    const std::uint64_t registered = machine.registered_bytes;
+    machine = {};
+    machine.registered_bytes = registered;
+  }
   world().retry_s = 0.1;
 }
 EXPORT void fake_rate(int device, double bytes_per_s, double latency_s) {
@@ -311,6 +319,11 @@ EXPORT void fake_refuse(int device, int error, std::uint64_t above) {
   Guard guard(world().mutex);
   world().machines[device].refuse_errno = error;
   world().machines[device].refuse_above = above;
+}
+EXPORT void fake_room(int device, std::uint64_t bytes) {
+  Guard guard(world().mutex);
+  Machine& machine = world().machines[device];
+  machine.registered_bytes_max = machine.registered_bytes + bytes;
 }
 EXPORT void fake_lingers(int device, int on) {
   Guard guard(world().mutex);

@@ -1,7 +1,8 @@
 """Stage: tests. `python -m tests.rdma_vm VERB`: the tests that need RDMA devices, on any machine.
 
     prepare             fetches and makes what is needed, once
-    test -- [WORD...]   runs tests/rdma there; words are pytest's (make test-rdma)
+    test -- [WORD...]   runs tests/rdma there, or the files of it that the words name; words are
+                        pytest's (make test-rdma)
     run -- COMMAND...   runs a command there, with two rails or as many as --rails says
 
 Runs on the main thread. What always holds: status 3 means that nothing was run, and why is said;
@@ -32,7 +33,8 @@ PYTEST = [
     "-p",
     "no:anyio",
 ]
-PYTEST += ["--timeout", "240", "--durations", "8", "tests/rdma"]
+PYTEST += ["--timeout", "240", "--durations", "8"]
+TESTS = "tests/rdma"
 
 
 def main(arguments: list[str]) -> int:
@@ -48,7 +50,7 @@ def main(arguments: list[str]) -> int:
     if options.verb == "prepare":
         print(f"rdma_vm: {ready.kernel.parent}, {time.monotonic() - began:.1f} s")
         return 0
-    command = [*PYTEST, *options.words] if options.verb == "test" else options.words
+    command = _pytest(options.words) if options.verb == "test" else options.words
     ended = machine.run(
         ready,
         machine.Run(
@@ -66,6 +68,11 @@ def main(arguments: list[str]) -> int:
         file=sys.stderr,
     )
     return ended.status
+
+
+def _pytest(words: list[str]) -> list[str]:
+    named = any(word.startswith(TESTS) for word in words)
+    return [*PYTEST, *words] if named else [*PYTEST, TESTS, *words]
 
 
 def _parse(arguments: list[str]) -> argparse.Namespace:

@@ -57,6 +57,7 @@ Status RdmaDevice::prepare(int ready) {
   limits_.reads_out =
       std::clamp<std::uint32_t>(std::uint32_t(attr.max_qp_init_rd_atom), 1, kReadsMax);
   limits_.reads_in = std::clamp<std::uint32_t>(std::uint32_t(attr.max_qp_rd_atom), 1, kReadsMax);
+  if (attr.max_qp > 0) limits_.links_max = std::uint32_t(attr.max_qp);
   limits_.work_max = std::uint32_t(attr.max_qp_wr);
   pd_ = verbs_.alloc_pd(context_);
   if (pd_ == nullptr) return failed(errno_text("RDMA device " + name_ + ": no protection domain"));
@@ -109,6 +110,11 @@ ibv::Cq* RdmaDevice::seat(RdmaLink& link, std::uint16_t& seat, std::uint16_t& tu
   seat = std::uint16_t(free);
   turn = taken.turn;
   return cq;
+}
+
+std::uint32_t RdmaDevice::links() const {
+  const auto sits = [](const Seat& seat) { return seat.link != nullptr; };
+  return std::uint32_t(std::count_if(seats_.begin(), seats_.end(), sits));
 }
 
 void RdmaDevice::leave(std::uint16_t seat) {
@@ -170,8 +176,7 @@ bool RdmaDevice::drain(RdmaLink& link, TimeNs patience) {
   }
 }
 
-bool RdmaDevice::arm() {
-  if (!aside_.empty()) return false;
+bool RdmaDevice::take_notices() {
   ibv::Cq* from = nullptr;
   void* ignored = nullptr;
   bool told = false;
@@ -179,7 +184,16 @@ bool RdmaDevice::arm() {
     verbs_.ack_cq_events(from, 1);
     told = true;
   }
-  if (told || !armed_) {
+  return told;
+}
+
+void RdmaDevice::disarm() {
+  if (take_notices()) armed_ = false;
+}
+
+bool RdmaDevice::arm() {
+  if (!aside_.empty()) return false;
+  if (take_notices() || !armed_) {
     for (const Queue& queue : queues_) Verbs::req_notify_cq(queue.cq);
     armed_ = true;
   }

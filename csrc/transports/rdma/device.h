@@ -38,6 +38,7 @@ struct WorkNumber {
 struct RdmaLimits {
   std::uint32_t reads_out = 1, reads_in = 1;  // RDMA reads at a time: asked by us, answered by us
   std::uint32_t work_max = 0;                 // per queue
+  std::uint32_t links_max = UINT32_MAX;       // queue pairs of the device
 };
 
 class RdmaDevice {
@@ -53,6 +54,7 @@ class RdmaDevice {
   ibv::Context* context() const { return context_; }
   ibv::Pd* pd() const { return pd_; }
   const RdmaLimits& limits() const { return limits_; }
+  std::uint32_t links() const;  // that have a seat and are not closed
   int event_fd() const { return context_->async_fd; }
 
   // A seat for a link, and room for its completions. Null: no queue can be had; `why` says it.
@@ -69,6 +71,8 @@ class RdmaDevice {
   bool drain(RdmaLink& link, TimeNs patience);
   // Asks to be woken by the next completion. False: there are some already.
   bool arm();
+  // Takes back that it asked: nobody is there to hear of it.
+  void disarm();
 
  private:
   static constexpr int kLinksPerQueue = 64;
@@ -89,6 +93,7 @@ class RdmaDevice {
   RdmaLink* link_of(const WorkNumber& work) const;
   void tell(const ibv::Wc& wc, std::vector<RdmaLink*>& touched);
   bool take_aside();
+  bool take_notices();
 
   const Verbs& verbs_;
   const std::string name_;

@@ -26,20 +26,24 @@ bool RdmaMemory::covers(std::uint64_t address, std::uint64_t bytes) {
   return around(address, address + bytes) != nullptr;
 }
 
+RdmaMemory::Range* RdmaMemory::add(const Piece& memory) {
+  auto made = std::make_unique<Range>();
+  made->begin = memory.address;
+  made->end = memory.address + memory.bytes;
+  return ranges_.emplace(memory.address, std::move(made))->second.get();
+}
+
 void RdmaMemory::hold(const MemoryOwner& owner, const Pieces& ranges) {
   if (!wanted) return;
   std::vector<Range*>& held = owners_[owner];
   for (const Piece& piece : ranges) {
     if (piece.bytes == 0) continue;
+    if (owner.kind != MemoryOwner::Kind::Transfer) give_up_kept(piece);
     // Part of a range that is held already: its registration serves this owner as well.
     Range* range = around(piece.address, piece.address + piece.bytes);
-    if (range == nullptr) {
-      auto made = std::make_unique<Range>();
-      made->begin = piece.address;
-      made->end = piece.address + piece.bytes;
-      range = ranges_.emplace(piece.address, std::move(made))->second.get();
-    }
+    if (range == nullptr) range = add(piece);
     ++range->owners;
+    if (range->storage != 0) kept_.splice(kept_.end(), kept_, range->kept);
     held.push_back(range);
   }
 }
@@ -47,14 +51,25 @@ void RdmaMemory::hold(const MemoryOwner& owner, const Pieces& ranges) {
 void RdmaMemory::drop(const MemoryOwner& owner) {
   const auto found = owners_.find(owner);
   if (found == owners_.end()) return;
-  for (Range* range : found->second) {
-    if (--range->owners != 0) continue;
-    for (auto& [key, registered] : range->pieces) dismiss(registered);
-    auto [at, end] = ranges_.equal_range(range->begin);
-    at = std::find_if(at, end, [&](const auto& entry) { return entry.second.get() == range; });
-    ranges_.erase(at);
-  }
+  const std::vector<Range*> held = std::move(found->second);
   owners_.erase(found);
+  for (Range* range : held) let_go(*range, owner);
+  if (owner.kind == MemoryOwner::Kind::Transfer) shed(kept_bytes_max, kKeptMax);
+}
+
+void RdmaMemory::let_go(Range& range, const MemoryOwner& owner) {
+  if (owner.kind == MemoryOwner::Kind::Storage) unlist(range);
+  if (--range.owners != 0) {
+    // What was refused may be possible for the next transfer.
+    if (range.owners == 1 && range.storage != 0) {
+      std::erase_if(range.pieces, [](const auto& entry) { return entry.second.mr == nullptr; });
+    }
+    return;
+  }
+  for (auto& [key, registered] : range.pieces) dismiss(range, registered);
+  auto [at, end] = ranges_.equal_range(range.begin);
+  at = std::find_if(at, end, [&](const auto& entry) { return entry.second.get() == &range; });
+  ranges_.erase(at);
 }
 
 bool RdmaMemory::find(const Verbs& verbs, ibv::Pd* pd, RdmaUse use, std::uint64_t address,
@@ -85,32 +100,47 @@ RdmaMemory::Registered& RdmaMemory::enroll(const Verbs& verbs, ibv::Pd* pd, Rdma
   made.end = std::min(range.end, made.begin + kPieceBytes);
   made.dereg = verbs.dereg_mr;
   const int rights = use == RdmaUse::Source ? ibv::kRemoteRead : ibv::kLocalWrite;
+  const std::uint64_t bytes = made.end - made.begin;
+  ++range.owners;  // while others are given up for it
   errno = 0;
-  made.mr = verbs.reg_mr(pd, reinterpret_cast<void*>(made.begin), made.end - made.begin, rights);
-  if (made.mr == nullptr) {
-    refused(errno, made.end - made.begin);
-  } else {
-    registered_bytes_ += made.end - made.begin;
-    ++registrations_;
+  made.mr = verbs.reg_mr(pd, reinterpret_cast<void*>(made.begin), bytes, rights);
+  if (made.mr == nullptr && !kept_.empty()) {
+    const int error = errno;
+    shed(0, 0);
+    errno = error;
+    made.mr = verbs.reg_mr(pd, reinterpret_cast<void*>(made.begin), bytes, rights);
   }
+  if (made.mr == nullptr) {
+    refused(errno, bytes);
+  } else {
+    registered_bytes_ += bytes;
+    range.registered_bytes += bytes;
+    if (range.storage != 0) kept_bytes_ += bytes;
+    ++registrations_;
+    shed(kept_bytes_max, kKeptMax);
+  }
+  --range.owners;
   return made;
 }
 
-void RdmaMemory::dismiss(Registered& registered) {
+void RdmaMemory::dismiss(Range& range, Registered& registered) {
   if (registered.mr == nullptr) return;
   for (Latest& latest : latest_) {
     if (latest.begin == registered.begin && latest.end == registered.end) latest = {};
   }
   registered.dereg(registered.mr);
   registered.mr = nullptr;
-  registered_bytes_ -= registered.end - registered.begin;
+  const std::uint64_t bytes = registered.end - registered.begin;
+  registered_bytes_ -= bytes;
+  range.registered_bytes -= bytes;
+  if (range.storage != 0) kept_bytes_ -= bytes;
 }
 
 void RdmaMemory::leave(const ibv::Pd* pd) {
   for (auto& [begin, range] : ranges_) {
     for (auto at = range->pieces.begin(); at != range->pieces.end();) {
       const bool gone = at->first.first.first == pd;
-      if (gone) dismiss(at->second);
+      if (gone) dismiss(*range, at->second);
       at = gone ? range->pieces.erase(at) : std::next(at);
     }
   }
