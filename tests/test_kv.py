@@ -162,6 +162,39 @@ def test_a_cache_that_is_closed_ends_waits_for_notices(pair: Pair) -> None:
     assert any(isinstance(error, tent.AccessError) for error in errors)
 
 
+def test_closing_is_the_only_news_of_a_close(pair: Pair) -> None:
+    """Calls that meet a close find the cache open or closed, whatever they were about to do."""
+    calls: list[Callable[[tent.KVCache], object]] = [
+        lambda cache: cache.wait_notification(0),
+        lambda cache: list(cache.notifications()),
+        lambda cache: cache.ticket(),
+        lambda cache: cache.revoke([1]),
+    ]
+    errors: list[BaseException] = []
+
+    def call(cache: tent.KVCache, one: Callable[[tent.KVCache], object], calling: Any) -> None:
+        try:
+            while cache._closer.alive:
+                one(cache)
+                calling.set()
+            one(cache)
+        except tent.AccessError:
+            pass
+        except BaseException as error:
+            errors.append(error)
+
+    for turn in range(100):
+        cache = tent.KVCache([torch.zeros(4, 64)], engine=pair.b)
+        calling = threading.Event()
+        caller = threading.Thread(target=call, args=(cache, calls[turn % 4], calling))
+        caller.start()
+        assert calling.wait(WAIT_S)
+        cache.close()
+        caller.join(WAIT_S)
+        assert not caller.is_alive()
+    assert not errors
+
+
 def test_revoked_blocks_are_closed_to_old_tickets(pair: Pair) -> None:
     ours, theirs, remote = caches(pair, "halves", (8, 8))
     theirs.revoke(torch.tensor([3, 5]))

@@ -93,12 +93,13 @@ class KVCache:
 
         Raises AccessError when the cache is closed.
         """
-        self._check_open()
+        with self._while_open():
+            epoch = self._engine.native.epoch(self._id)
         return Ticket(
             card=self._engine.card,
             segment=self._id,
             key=self._key,
-            epoch=self._engine.native.epoch(self._id),
+            epoch=epoch,
             access=self.access,
             device=str(self.device),
             planes_bytes=self._planes_bytes,
@@ -110,7 +111,7 @@ class KVCache:
 
     def notifications(self) -> Iterator[Notification]:
         """Those that have arrived, each exactly once, only after all of its bytes have landed."""
-        if self._closer.alive:
+        with contextlib.suppress(AccessError), self._while_open():
             self._waiting.extend(self._engine.native.notifications(self._id))
         while self._waiting:
             try:
@@ -149,9 +150,9 @@ class KVCache:
         be read from them, any more; transfers that touch them fail with AccessError. A new ticket
         allows them again.
         """
-        self._check_open()
         found = self._grid.indices(blocks, "blocks", distinct=False)
-        self._engine.native.revoke(self._id, found)
+        with self._while_open():
+            self._engine.native.revoke(self._id, found)
 
     def close(self) -> None:
         """Takes all rights back. When it returns, nothing can land in the cache, or be read from
@@ -173,14 +174,21 @@ class KVCache:
         if not self._closer.alive:
             raise AccessError("the cache is closed: make a new KVCache of its layers")
 
+    @contextlib.contextmanager
+    def _while_open(self) -> Iterator[None]:
+        """Raises AccessError when the cache is closed, before or while the block runs."""
+        self._check_open()
+        try:
+            yield
+        except (KeyError, RuntimeError, ValueError):  # the engine knows it no longer
+            self._check_open()
+            raise
+
     def _wait(self, seconds: float | None) -> bool:
         """Whether a notification came in time. Raises AccessError when the cache is closed, also
         meanwhile."""
-        try:
+        with self._while_open():
             return self._engine.native.wait_notification(self._id, seconds)
-        except RuntimeError:
-            self._check_open()
-            raise
 
     def _wait_a_moment(self) -> None:
         with contextlib.suppress(AccessError):

@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 
 Access = Literal["read", "write", "read-write"]
 
+_CLOSED = "the segment is closed: register its memory again for a new ticket"
+
 
 class Segment:
     """A tensor that holders of a ticket may read or write in place.
@@ -60,14 +62,19 @@ class Segment:
 
         Raises AccessError when the segment is closed.
         """
-        if not self._closer.alive:
-            raise AccessError("the segment is closed: register its memory again for a new ticket")
-        tensors.check_storage(self._kept[1], "segment")
+        kept = self._kept
+        if kept is None or not self._closer.alive:
+            raise AccessError(_CLOSED)
+        tensors.check_storage(kept[1], "segment")
+        try:
+            epoch = self._engine.native.epoch(self._id)
+        except KeyError:  # closed meanwhile
+            raise AccessError(_CLOSED) from None
         return Ticket(
             card=self._engine.card,
             segment=self._id,
             key=self._key,
-            epoch=self._engine.native.epoch(self._id),
+            epoch=epoch,
             access=self.access,
             device=str(self.device),
             planes_bytes=(self._bytes,),

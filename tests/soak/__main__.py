@@ -44,7 +44,8 @@ STEP_S = 180.0
 ALLOCATOR = {"MALLOC_MMAP_THRESHOLD_": str(128 << 10), "MALLOC_ARENA_MAX": "2"}
 TROUBLE_MOST = 20
 # In a meeting whose other end was killed, or stopped for longer than peers wait.
-EXCUSABLE = {"PeerLostError", "AccessError", "TransferError", "TentError"}
+# When a hall closes, its receives are cancelled.
+EXCUSABLE = {"PeerLostError", "AccessError", "TransferCancelled", "TransferError", "TentError"}
 
 
 @dataclass
