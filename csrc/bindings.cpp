@@ -103,7 +103,7 @@ PYBIND11_MODULE(_engine, module) {
   bind_verbs(module, engine);
   bind_memory(module, engine);
   bind_peers(module, engine);
-  bind_rdma(engine);
+  bind_rdma(module, engine);
   bind_statistics(engine);
   py::module_::import("atexit").attr("register")(py::cpp_function(&close_all));
 }

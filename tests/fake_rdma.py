@@ -57,6 +57,14 @@ class Fabric:
         """Only so much more can be registered, as where memlock is small."""
         self.library.fake_room(device, ctypes.c_uint64(nbytes))
 
+    def gate(self, device: int, seconds: float, passing: int = 0) -> None:
+        """Each registration waits so long, but for the next few, which pass; 0: none waits."""
+        self.library.fake_gate(device, ctypes.c_double(seconds), passing)
+
+    def waiting(self, device: int) -> int:
+        """Registrations that wait there."""
+        return int(self.library.fake_waiting(device))
+
     def lingers(self, device: int) -> None:
         """A read that is under way when its queue pair is stopped lands just before its flush."""
         self.library.fake_lingers(device, 1)

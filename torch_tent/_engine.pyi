@@ -232,6 +232,9 @@ def open_local_channel() -> tuple[list[int], list[int]]:
 def probe_cma(pid: int, address: int, value: int) -> str:
     """Tries to read the peer's probe word; "" when CMA works, else why not."""
 
+def measure_registration(library: str, device: str, bytes: int) -> float:
+    """Seconds in which an RDMA device registers so much memory. RuntimeError: why it cannot be."""
+
 def load_cuda(library: str) -> str:
     """Opens the CUDA driver, once per process; "" when that worked, else why not."""
 

@@ -24,7 +24,7 @@ void bind_operation(py::module_& module);
 void bind_transfers(EngineClass& engine);
 void bind_memory(py::module_& module, EngineClass& engine);
 void bind_peers(py::module_& module, EngineClass& engine);
-void bind_rdma(EngineClass& engine);
+void bind_rdma(py::module_& module, EngineClass& engine);
 void bind_statistics(EngineClass& engine);
 
 // A failure at the call, as RuntimeError.

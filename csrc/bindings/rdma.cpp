@@ -8,6 +8,7 @@
 
 #include "bindings/bindings.h"
 #include "engine/clock.h"
+#include "transports/rdma/measure.h"
 
 namespace tent::bindings {
 namespace {
@@ -57,14 +58,26 @@ void drop(Engine& engine, LinkId link) {
   under_lock(engine, false, [&](Held& held) { held->rdma.close(link); });
 }
 
+double measure(const std::string& library, const std::string& device, std::uint64_t bytes) {
+  double seconds = 0;
+  Status status;
+  {
+    const py::gil_scoped_release release;
+    status = measure_registration(library, device, bytes, seconds);
+  }
+  check(status);
+  return seconds;
+}
+
 void expect(Engine& engine) {
   under_lock(engine, true, [&](Held& held) { held->rdma.memory.wanted = true; });
 }
 
 }  // namespace
 
-void bind_rdma(EngineClass& engine) {
+void bind_rdma(py::module_& module, EngineClass& engine) {
   using py::arg;
+  module.def("measure_registration", &measure, arg("library"), arg("device"), arg("bytes"));
   engine.def("rdma_expected", &expect)
       .def("rdma_open", &open, arg("link"), arg("device"), arg("port"), arg("gid_index"))
       .def("rdma_join", &join, arg("link"), arg("endpoint"), arg("dialed"))

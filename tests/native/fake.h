@@ -74,6 +74,9 @@ struct Machine {           // one device; several contexts may have it open
   std::uint32_t fail_next = 0;
   int refuse_errno = 0;  // of registrations above refuse_above bytes
   std::uint64_t refuse_above = 0;
+  double gate_s = 0;  // how long a registration waits, but for so many
+  int passing = 0;
+  int waiting = 0;
   std::uint64_t registered_bytes = 0;
   std::uint64_t registered_bytes_max = UINT64_MAX;  // more is refused with ENOMEM
 };
@@ -84,7 +87,7 @@ struct Opened : ibv::Context {
 
 struct World {
   std::mutex mutex;
-  std::condition_variable changed;
+  std::condition_variable changed, gate;
   bool clockwork = false;  // the thread that carries what takes time runs
   Machine machines[kDevices];
   std::map<std::uint32_t, Pair*> pairs;

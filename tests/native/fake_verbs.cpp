@@ -164,8 +164,17 @@ EXPORT int ibv_dealloc_pd(ibv::Pd* pd) {
 }
 EXPORT ibv::Mr* ibv_reg_mr(ibv::Pd* pd, void* address, std::size_t bytes, int rights) {
   World& w = world();
-  Guard guard(w.mutex);
+  std::unique_lock guard(w.mutex);
   Machine& machine = w.machines[static_cast<Opened*>(pd->context)->index];
+  if (machine.passing > 0) {
+    --machine.passing;
+  } else {
+    ++machine.waiting;
+    const auto wait = std::chrono::duration_cast<Clock::duration>(Seconds(machine.gate_s));
+    const Time until = Clock::now() + wait;
+    while (machine.gate_s > 0 && Clock::now() < until) w.gate.wait_until(guard, until);
+    --machine.waiting;
+  }
   const bool refused = machine.refuse_errno != 0 && bytes > machine.refuse_above;
   if (refused || machine.registered_bytes + bytes > machine.registered_bytes_max) {
     errno = refused ? machine.refuse_errno : ENOMEM;
@@ -319,6 +328,17 @@ EXPORT void fake_refuse(int device, int error, std::uint64_t above) {
   Guard guard(world().mutex);
   world().machines[device].refuse_errno = error;
   world().machines[device].refuse_above = above;
+}
+EXPORT void fake_gate(int device, double seconds, int passing) {
+  Guard guard(world().mutex);
+  Machine& machine = world().machines[device];
+  machine.gate_s = seconds;
+  machine.passing = passing;
+  world().gate.notify_all();
+}
+EXPORT int fake_waiting(int device) {
+  Guard guard(world().mutex);
+  return world().machines[device].waiting;
 }
 EXPORT void fake_room(int device, std::uint64_t bytes) {
   Guard guard(world().mutex);

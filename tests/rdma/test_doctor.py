@@ -14,6 +14,7 @@ from tests.rdma import debian, wires
 from torch_tent import __main__, fabric
 from torch_tent.fabric import Reach
 from torch_tent.rdma_health import rdma
+from torch_tent.rdma_measure import registration
 from torch_tent.rdma_ports import RdmaPort, rdma_ports
 from torch_tent.settings import Settings
 
@@ -45,6 +46,17 @@ def test_every_port_is_found_and_healthy() -> None:
         assert str(port.gid.ip).startswith("10.77.")
     topics = {topic: state for topic, state, *_ in rdma(Settings())}
     assert all(topics[f"RDMA port {name}"] == "ok" for name in found)
+
+
+def test_how_quickly_every_device_registers_is_measured() -> None:
+    found = registration(Settings())
+    for topic, state, text, _, facts in found:
+        print(topic, state, text)
+        assert state in ("ok", "note")
+        assert text.endswith("MB/s (64 MiB of host memory)")
+        assert facts["bytes_per_s"] > 0
+    devices = sorted({port.device for port in rdma_ports()})
+    assert [topic for topic, *_ in found] == [f"RDMA registration {device}" for device in devices]
 
 
 def test_the_command_tells_which_port_reaches_which(capsys: pytest.CaptureFixture[str]) -> None:

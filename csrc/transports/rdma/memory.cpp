@@ -1,6 +1,8 @@
 // Stage: transport. See memory.h.
 #include "transports/rdma/memory.h"
 
+#include <sys/resource.h>
+
 #include <algorithm>
 #include <cerrno>
 
@@ -53,6 +55,7 @@ void RdmaMemory::drop(const MemoryOwner& owner) {
   if (found == owners_.end()) return;
   const std::vector<Range*> held = std::move(found->second);
   owners_.erase(found);
+  collect();
   for (Range* range : held) let_go(*range, owner);
   if (owner.kind == MemoryOwner::Kind::Transfer) shed(kept_bytes_max, kKeptMax);
 }
@@ -66,6 +69,7 @@ void RdmaMemory::let_go(Range& range, const MemoryOwner& owner) {
     }
     return;
   }
+  if (range.asked_ahead) registrar_.withdraw(&range);
   for (auto& [key, registered] : range.pieces) dismiss(range, registered);
   auto [at, end] = ranges_.equal_range(range.begin);
   at = std::find_if(at, end, [&](const auto& entry) { return entry.second.get() == &range; });
@@ -83,10 +87,16 @@ bool RdmaMemory::find(const Verbs& verbs, ibv::Pd* pd, RdmaUse use, std::uint64_
   Range* range = around(address, address + 1);
   if (range == nullptr) return false;
   const std::uint64_t number = (address - range->begin) / kPieceBytes;
-  const auto known = range->pieces.find({{pd, use}, number});
+  auto known = range->pieces.find({{pd, use}, number});
+  if (known == range->pieces.end() && range->asked_ahead) {
+    registrar_.hurry(wish(pd, use, *range, number));
+    collect();
+    known = range->pieces.find({{pd, use}, number});
+  }
   const Registered& found =
       known != range->pieces.end() ? known->second : enroll(verbs, pd, use, *range, number);
   if (found.mr == nullptr) return false;
+  look_ahead(verbs, pd, use, *range, number);
   out = {found.mr->lkey, found.mr->rkey, found.end};
   latest_[next_latest_++ % std::size(latest_)] = {pd,        use,      found.begin,
                                                   found.end, out.lkey, out.rkey};
@@ -99,7 +109,7 @@ RdmaMemory::Registered& RdmaMemory::enroll(const Verbs& verbs, ibv::Pd* pd, Rdma
   made.begin = range.begin + number * kPieceBytes;
   made.end = std::min(range.end, made.begin + kPieceBytes);
   made.dereg = verbs.dereg_mr;
-  const int rights = use == RdmaUse::Source ? ibv::kRemoteRead : ibv::kLocalWrite;
+  const int rights = rights_of(use);
   const std::uint64_t bytes = made.end - made.begin;
   ++range.owners;  // while others are given up for it
   errno = 0;
@@ -113,14 +123,18 @@ RdmaMemory::Registered& RdmaMemory::enroll(const Verbs& verbs, ibv::Pd* pd, Rdma
   if (made.mr == nullptr) {
     refused(errno, bytes);
   } else {
-    registered_bytes_ += bytes;
-    range.registered_bytes += bytes;
-    if (range.storage != 0) kept_bytes_ += bytes;
-    ++registrations_;
+    count(range, bytes);
     shed(kept_bytes_max, kKeptMax);
   }
   --range.owners;
   return made;
+}
+
+void RdmaMemory::count(Range& range, std::uint64_t bytes) {
+  ++registrations_;
+  registered_bytes_ += bytes;
+  range.registered_bytes += bytes;
+  if (range.storage != 0) kept_bytes_ += bytes;
 }
 
 void RdmaMemory::dismiss(Range& range, Registered& registered) {
@@ -137,6 +151,7 @@ void RdmaMemory::dismiss(Range& range, Registered& registered) {
 }
 
 void RdmaMemory::leave(const ibv::Pd* pd) {
+  registrar_.withdraw_from(pd);
   for (auto& [begin, range] : ranges_) {
     for (auto at = range->pieces.begin(); at != range->pieces.end();) {
       const bool gone = at->first.first.first == pd;
@@ -148,14 +163,25 @@ void RdmaMemory::leave(const ibv::Pd* pd) {
 
 void RdmaMemory::refused(int error, std::uint64_t bytes) {
   if (std::exchange(complained_, true)) return;
-  errno = error;
-  complaint_ = errno_text("memory of " + std::to_string(bytes) +
-                          " bytes cannot be registered for RDMA, and is copied instead");
-  if (error == ENOMEM || error == EAGAIN || error == EPERM) {
-    complaint_ +=
-        "; allow locked memory: `ulimit -l unlimited`, LimitMEMLOCK=infinity for a service, "
-        "--ulimit memlock=-1 for a container";
+  complaint_ = registration_refused(error, bytes) + "; such memory is copied instead";
+  if (registered_bytes_ != 0) {
+    complaint_ += " (" + std::to_string(registered_bytes_ >> 10) + " KiB are registered)";
   }
+}
+
+std::string registration_refused(int error, std::uint64_t bytes) {
+  errno = error;
+  std::string text =
+      errno_text("memory of " + std::to_string(bytes) + " bytes cannot be registered for RDMA");
+  if (error != ENOMEM && error != EAGAIN && error != EPERM) return text;
+  rlimit limit{};
+  const bool limited = ::getrlimit(RLIMIT_MEMLOCK, &limit) == 0 && limit.rlim_cur != RLIM_INFINITY;
+  if (limited) {
+    text += "; this process may lock " + std::to_string(limit.rlim_cur >> 10) + " KiB of memory";
+  }
+  return text +
+         "; allow locked memory: `ulimit -l unlimited`, LimitMEMLOCK=infinity for a service, "
+         "--ulimit memlock=-1 for a container";
 }
 
 }  // namespace tent

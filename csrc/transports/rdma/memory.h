@@ -1,6 +1,7 @@
 // Stage: transport. The memory that RDMA devices may touch: which ranges live long enough to be
-// registered, and the registrations made of them, in pieces and when they are first needed.
-// Engine lock held. Owned by RdmaTransport.
+// registered, and the registrations made of them, in pieces, when they are first needed or shortly
+// before (memory_ahead.cpp, on the registrar's thread).
+// Engine lock held; the registrar's own lock is taken under it. Owned by RdmaTransport.
 // What always holds: a range can be registered only while an owner (a running transfer, an open
 // segment, a region, a storage) holds it, and the last owner's end drops what was registered of it:
 // a freed page is never named to a device. What may be read by peers may not be written by the
@@ -29,10 +30,9 @@
 
 #include "core/types.h"
 #include "drivers/verbs.h"
+#include "transports/rdma/registrar.h"
 
 namespace tent {
-
-enum class RdmaUse : std::uint8_t { Source = 0, Landing = 1 };  // peers read; our device writes
 
 // Who keeps memory in place: a transfer by its id, the others by their number.
 struct MemoryOwner {
@@ -47,10 +47,15 @@ struct RdmaKey {
   std::uint64_t end = 0;  // the first address that it does not cover
 };
 
+// Why a device did not register so many bytes, and what to do.
+std::string registration_refused(int error, std::uint64_t bytes);
+
 class RdmaMemory {
  public:
   // A large range is registered in pieces of this size: none of them holds up the engine for long.
   static constexpr std::uint64_t kPieceBytes = 32u << 20;
+  // With the piece that a transfer has come to, so many behind it are begun in the background.
+  static constexpr std::uint64_t kPiecesAhead = 4;
 
   static constexpr std::size_t kKeptMax = 1024;
 
@@ -86,6 +91,7 @@ class RdmaMemory {
     std::uint64_t begin = 0, end = 0;
     std::uint32_t owners = 0;
     std::uint64_t registered_bytes = 0;
+    bool asked_ahead = false, refused_ahead = false;
     std::uint64_t storage = 0;  // one of the owners; 0: it is none
     std::list<Range*>::iterator kept;
     // By protection domain, use and number of the piece.
@@ -97,6 +103,10 @@ class RdmaMemory {
   Range* add(const Piece& memory);
   Registered& enroll(const Verbs& verbs, ibv::Pd* pd, RdmaUse use, Range& range,
                      std::uint64_t number);
+  static RdmaWish wish(ibv::Pd* pd, RdmaUse use, const Range& range, std::uint64_t number);
+  void look_ahead(const Verbs& verbs, ibv::Pd* pd, RdmaUse use, Range& range, std::uint64_t number);
+  void collect();  // what the registrar has done
+  void count(Range& range, std::uint64_t bytes);
   void dismiss(Range& range, Registered& registered);
   void let_go(Range& range, const MemoryOwner& owner);
   void unlist(Range& range);
@@ -105,6 +115,7 @@ class RdmaMemory {
   void shed(std::uint64_t bytes, std::size_t count);  // until no more is kept than this
   void refused(int error, std::uint64_t bytes);
 
+  Registrar registrar_;
   Ranges ranges_;
   std::map<MemoryOwner, std::vector<Range*>> owners_;
   std::list<Range*> kept_;        // of storages, the least recently used first
