@@ -25,6 +25,10 @@ MARK = "TEST_RUN_MARK"  # Inherited by every process that a test starts, however
 SHARED_MEMORY = Path("/dev/shm")
 GRACE_S = 3.0
 
+# Programs that a shell runs in its background ignore Ctrl-C, and so would the programs they start.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+
 # Speed differs tenfold between machines: the time limit is pytest's, not one for each example.
 hypothesis.settings.register_profile("tent", deadline=None, print_blob=True)
 hypothesis.settings.load_profile("tent")

@@ -25,6 +25,7 @@ _ANNOUNCED = "tent/meeting"
 _MARK_BYTES = 8
 _LOOK_AGAIN_S, _LOOK_AGAIN_S_MAX = 0.01, 0.5
 _POLL_S = 0.005
+_FOREVER_S = 100 * 365 * 86400.0
 
 
 @dataclass(frozen=True)
@@ -42,7 +43,9 @@ class Meeting:
 
         Raises DistStoreError naming the ranks that did not come within the timeout.
         """
-        deadline = time.monotonic() + self.timeout.total_seconds()
+        seconds = self.timeout.total_seconds()
+        # torch hands the longest of timedeltas on as a negative one.
+        deadline = time.monotonic() + (seconds if seconds >= 0 else _FOREVER_S)
         if self.rank == 0:
             return self._call(record, deadline)
         return self._answer(record, deadline)
