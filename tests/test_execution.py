@@ -142,6 +142,41 @@ def test_a_timeout_names_the_ranks_that_are_stopped(
         assert code == OK or (code == TIMEOUT and text.endswith(named)), text
 
 
+@pytest.mark.parametrize("tuning", TUNINGS)
+def test_the_silent_are_known_at_the_timeout(
+    native: ModuleType, tuning: tuple[int, ...], seed: int
+) -> None:
+    """Many collectives, at different times: each asks in time, and none is late for the answers."""
+    draw = random.Random(seed)
+    world = native.World(4, tuning, seed)
+    barrier = make_call("barrier", 4, 0, seed)
+    for rank in range(4):
+        barrier.start(world, rank, 1)
+    finish(world)
+    world.stop(3)
+    calls, ends, now = [], [], 0
+    for tag in range(2, 20):
+        now += draw.randrange(SECOND // 4)  # The first has not timed out when the last begins.
+        world.expire(now)
+        finish(world)
+        timeout = draw.randrange(5 * SECOND, 20 * SECOND)
+        calls.append(make_call("all_reduce", 4, 100, seed + tag))
+        ends.append(now + timeout)
+        for rank in range(3):
+            calls[-1].start(world, rank, tag, timeout)
+    for index in sorted(range(len(calls)), key=ends.__getitem__):
+        for late, code in ((-1, -1), (0, TIMEOUT)):
+            world.expire(ends[index] + late)
+            finish(world)
+            for rank in range(3):
+                got, text, times = world.result(calls[index].numbers[rank])
+                assert (got, times) == (code, late + 1), (index, late, text)
+                assert late < 0 or text.endswith("; no answer from rank 3"), text
+    world.expire(now + 60 * SECOND)
+    finish(world)
+    assert world.open_messages() == 0
+
+
 @pytest.mark.parametrize("how", ["abort", "remove"])
 def test_who_gives_up_does_not_wait_for_the_answers(
     native: ModuleType, how: str, seed: int
@@ -152,7 +187,7 @@ def test_who_gives_up_does_not_wait_for_the_answers(
         call.start(world, rank, 1, SECOND)
     world.stop(2)
     finish(world)
-    world.expire(2 * SECOND)
+    world.expire(SECOND + SECOND // 4)  # They were asked after half of it, and may still answer.
     finish(world)
     assert [world.result(call.numbers[rank])[2] for rank in (0, 1)] == [0, 0]
     for rank in (0, 1):

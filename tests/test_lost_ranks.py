@@ -22,6 +22,7 @@ from tests.processes import Processes, run_processes
 
 # The promise for one host is 1 s; the machine that runs the tests may have much else to do.
 NOTICED_S = 3.0
+LATE_S = 0.5  # after a timeout of 2 s, on a busy machine
 READY_S = 30.0
 
 
@@ -127,7 +128,8 @@ def test_a_stopped_rank_is_named_after_the_timeout(kind: str, tmp_path: Path, se
         else:  # By all: also by those that waited for a rank that is well.
             assert "Timed out after 2." in words, words
             assert words.endswith(f"; no answer from rank {lost}"), words
-        assert 1.9 <= failed - gone < 2.1 + 2 * NOTICED_S, words  # the roll call takes 1.25 s
+        late = failed - gone - 2.0  # All were asked before, so nobody waits for answers.
+        assert -0.1 <= late < LATE_S, words
         assert total == 2
 
 

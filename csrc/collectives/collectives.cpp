@@ -1,6 +1,7 @@
 // Stage: collectives. Groups and their running collectives: see the header.
 #include "collectives/collectives.h"
 
+#include <algorithm>
 #include <utility>
 #include <vector>
 
@@ -12,6 +13,16 @@ namespace {
 // So many collectives may have messages on their way after they have ended for their caller. Beyond
 // it, the caller waits: a rank that only sends cannot run ahead without bound.
 constexpr std::size_t kLingeringMax = 64;
+
+// The roll is called so long before a timeout that its answers are there in time; a short timeout
+// may have to wait for them.
+constexpr TimeNs kLead = RollCall::kPatience + 100 * kMillisecond;
+constexpr TimeNs kFresh = RollCall::kPatience / 2;  // younger ones serve further collectives
+
+TimeNs asking_time(const RankMap& ranks, TimeNs now, TimeNs expires) {
+  if (expires == kNever || ranks.size > RollCall::kRanksMax) return kNever;
+  return expires - std::min(kLead, (expires - now) / 2);
+}
 }  // namespace
 
 struct Collectives::Group final : Notices::Owner {
@@ -30,7 +41,8 @@ struct Collectives::Group final : Notices::Owner {
   const GroupId id;
   const RankMap ranks;
   Notices notices;
-  Status broken;  // why it takes no more collectives
+  std::shared_ptr<RollCall> roll;  // the last one
+  Status broken;                   // why it takes no more collectives
   bool removed = false, aborted = false;
 };
 
@@ -44,6 +56,8 @@ struct Collectives::Running final : Execution {
   const CollectiveId id;
   const std::shared_ptr<Group> group;
   End end;
+  TimeNs asks_at = kNever;  // whether the others answer; kNever: it has asked, or never does
+  std::shared_ptr<RollCall> roll;
 };
 
 Collectives::Collectives(Transfers& transfers, const Tuning& tuning)
@@ -138,7 +152,9 @@ CollectiveId Collectives::start(GroupId group, const TentCollectiveCall& call, E
   Running& running = *made;
   running_.emplace(id, std::move(made));
   if (lingering_ >= kLingeringMax) running.wait_for_all();
-  const TimeNs expires = expiry(transfers_.now(), call.timeout_ns);
+  const TimeNs now = transfers_.now(), expires = expiry(now, call.timeout_ns);
+  running.asks_at = asking_time(held->ranks, now, expires);
+  look_at_clock_by(running.asks_at);
   running.start(plan, std::move(buffers), {held->ranks.context + 1, call.tag, expires}, scratch_);
   return id;
 }
@@ -173,22 +189,51 @@ void Collectives::settled(Execution& execution) {
   const std::shared_ptr<Group>& group = running.group;
   const bool asks = report.status.code == Code::Timeout && group->broken.ok() &&
                     group->ranks.size <= RollCall::kRanksMax;
-  if (asks) return call_roll(group, std::move(report), end);
-  end(std::move(report));
-}
-
-void Collectives::call_roll(const std::shared_ptr<Group>& group, Report report, End end) {
-  const std::uint64_t id = next_id_++;
-  const auto tell = [this, report, end](const std::string& found) {
+  if (!asks) return end(std::move(report));
+  const std::shared_ptr<RollCall> roll = running.roll ? running.roll : call_roll(group);
+  roll->when_due([this, report, end](const std::string& found) {
     Report whole = report;
     whole.status.text += found;
     whole.ended = transfers_.now();
     end(std::move(whole));
-  };
-  auto call = std::make_unique<RollCall>(transfers_, group->ranks, group->ranks.context + 2, tell,
-                                         [this, id] { rolls_.erase(id); });
-  const auto [place, added] = rolls_.emplace(id, Roll{group, std::move(call)});
-  place->second.call->start();
+  });
+  look_at_clock_by(roll->due());
+}
+
+std::shared_ptr<RollCall> Collectives::call_roll(const std::shared_ptr<Group>& group) {
+  if (group->roll && transfers_.now() - group->roll->started() < kFresh) return group->roll;
+  const std::uint64_t id = next_id_++;
+  group->roll = std::make_shared<RollCall>(transfers_, group->ranks, group->ranks.context + 2,
+                                           [this, id] { rolls_.erase(id); });
+  rolls_.emplace(id, Roll{group, group->roll});
+  group->roll->start();
+  return group->roll;
+}
+
+// Collectives that begin later mostly time out later, too, so this rarely sets the clock.
+void Collectives::look_at_clock_by(TimeNs when) {
+  if (when >= looks_at_) return;
+  looks_at_ = when;
+  transfers_.remind(when, [this] { look_at_clock(); });
+}
+
+void Collectives::look_at_clock() {
+  looks_at_ = kNever;
+  const TimeNs now = transfers_.now();
+  TimeNs next = kNever;
+  for (const auto& [id, running] : running_) {
+    if (running->is_settled()) continue;
+    if (now >= running->asks_at) {
+      running->asks_at = kNever;
+      running->roll = call_roll(running->group);
+    }
+    next = std::min(next, running->asks_at);
+  }
+  for (const auto& [id, roll] : rolls_) {
+    if (now >= roll.call->due()) roll.call->end();
+    next = std::min(next, roll.call->due());
+  }
+  look_at_clock_by(next);
 }
 
 void Collectives::drained(Execution& execution) {

@@ -44,8 +44,8 @@ class Collectives final : private Execution::Owner {
   const RankMap* find_group(GroupId group) const;
 
   // Runs the call. `end` is called once, maybe before this returns; it must not call back.
-  // An impossible call, an unknown or a broken group end it at once with the reason. One that has
-  // timed out ends when it is known who of the group still answers.
+  // An impossible call, an unknown or a broken group end it at once with the reason. An error after
+  // the timeout says who of the group does not answer: they are asked shortly before it.
   using End = std::function<void(Report)>;
   CollectiveId start(GroupId group, const TentCollectiveCall& call, End end);
   // Its end still comes, with Cancelled, when nothing touches its memory any more.
@@ -63,16 +63,18 @@ class Collectives final : private Execution::Owner {
  private:
   struct Group;
   struct Running;
-  struct Roll {  // a collective that has timed out, before its caller hears of it
+  struct Roll {
     std::shared_ptr<Group> group;
-    std::unique_ptr<RollCall> call;
+    std::shared_ptr<RollCall> call;
   };
 
   void rank_lost(Execution& execution) override;
   void settled(Execution& execution) override;
   void drained(Execution& execution) override;
   void end_running(Group& group, const Status& why, bool also_lingering);
-  void call_roll(const std::shared_ptr<Group>& group, Report report, End end);
+  std::shared_ptr<RollCall> call_roll(const std::shared_ptr<Group>& group);
+  void look_at_clock_by(TimeNs when);
+  void look_at_clock();
   void lost(Group& group, std::int32_t rank, const std::string& why);
 
   Transfers& transfers_;
@@ -81,7 +83,8 @@ class Collectives final : private Execution::Owner {
   PlanCache plans_;
   std::unordered_map<GroupId, std::shared_ptr<Group>> groups_;
   std::unordered_map<CollectiveId, std::unique_ptr<Running>> running_;
-  std::unordered_map<std::uint64_t, Roll> rolls_;
+  std::unordered_map<std::uint64_t, Roll> rolls_;  // until their transfers have ended
+  TimeNs looks_at_ = kNever;
   std::size_t lingering_ = 0;
   std::uint64_t next_id_ = 1;
 };

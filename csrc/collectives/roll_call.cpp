@@ -5,20 +5,13 @@
 
 namespace tent {
 
-namespace {
-constexpr TimeNs kPatience = 1 * kSecond;  // a link may have to be made first
-}  // namespace
-
 RollCall::RollCall(Transfers& transfers, const RankMap& ranks, std::uint64_t notices_context,
-                   End end, Gone gone)
-    : transfers_(transfers),
-      ranks_(ranks),
-      context_(notices_context),
-      end_(std::move(end)),
-      gone_(std::move(gone)) {}
+                   Gone gone)
+    : transfers_(transfers), ranks_(ranks), context_(notices_context), gone_(std::move(gone)) {}
 
 void RollCall::start() {
-  const TimeNs expires = transfers_.now() + kPatience;
+  started_ = transfers_.now();
+  const TimeNs expires = started_ + kPatience;
   for (std::int32_t rank = 0; rank < ranks_.size; ++rank) {
     if (rank == ranks_.rank) continue;
     const TransferId id = transfers_.send(ranks_.peers[std::size_t(rank)], context_, 0,
@@ -29,8 +22,14 @@ void RollCall::start() {
   }
 }
 
+void RollCall::when_due(Tell tell) {
+  waiting_.push_back(std::move(tell));
+  if (asked_.empty() || transfers_.now() >= due()) end();
+}
+
 void RollCall::end() {
-  if (end_) std::exchange(end_, nullptr)(words());
+  const std::string found = words();
+  for (const Tell& tell : std::exchange(waiting_, {})) tell(found);
 }
 
 void RollCall::ended(TransferId id, const Report& report) {
@@ -39,7 +38,7 @@ void RollCall::ended(TransferId id, const Report& report) {
   asked_.erase(found);
   if (!asked_.empty()) return;
   end();
-  const Gone gone = std::move(gone_);
+  const Gone gone = gone_;  // it may be the last that happens to this
   gone();
 }
 

@@ -1,15 +1,15 @@
-// Stage: collectives. Which ranks of a group still answer, asked when a collective has timed out. A
-// stopped rank is only silent, and most of the others wait for ranks that are well. Made by
-// Collectives; runs on Transfers, under the engine lock. What always holds: `end` is called once,
-// within the patience and the time that a cancel takes; then `gone` once, when no transfer is left.
+// Stage: collectives. Which ranks of a group still answer, asked a moment before a collective times
+// out: a stopped rank is only silent, and most of the others wait for ranks that are well. Made by
+// Collectives; runs on Transfers, under the engine lock. What always holds: whoever waits is told
+// once, at the latest when its transfers have ended; then `gone` comes once.
 // Engines answer, not their programs: a rank that is only late is not named.
 #pragma once
 
 #include <cstdint>
 #include <functional>
 #include <map>
-#include <memory>
 #include <string>
+#include <vector>
 
 #include "collectives/notices.h"
 #include "engine/transfers.h"
@@ -20,13 +20,17 @@ class RollCall final : private Continuation {
  public:
   // In a larger group, most ranks have no link to each other yet, and would be named wrongly.
   static constexpr std::int32_t kRanksMax = 64;
+  static constexpr TimeNs kPatience = 1 * kSecond;  // a link may have to be made first
 
-  using End = std::function<void(const std::string& found)>;  // words for the error
-  using Gone = std::function<void()>;                         // may destroy this
-  RollCall(Transfers& transfers, const RankMap& ranks, std::uint64_t notices_context, End end,
-           Gone gone);
+  using Tell = std::function<void(const std::string& found)>;  // words for the error
+  using Gone = std::function<void()>;                          // may destroy this
+  RollCall(Transfers& transfers, const RankMap& ranks, std::uint64_t notices_context, Gone gone);
   void start();
-  void end();  // with what is known by now; a no-op when it has ended
+  TimeNs started() const { return started_; }
+  // When everybody who answers has done so: no answer by then is one, too. kNever: nobody waits.
+  TimeNs due() const { return waiting_.empty() ? kNever : started_ + kPatience; }
+  void when_due(Tell tell);  // maybe at once
+  void end();                // tells what is known by now
 
  private:
   void ended(TransferId id, const Report& report) override;
@@ -35,9 +39,10 @@ class RollCall final : private Continuation {
   Transfers& transfers_;
   const RankMap& ranks_;
   const std::uint64_t context_;
-  End end_;  // null: called
-  Gone gone_;
+  const Gone gone_;
   const Notice question_;
+  TimeNs started_ = 0;
+  std::vector<Tell> waiting_;
   std::map<TransferId, std::int32_t> asked_;  // those that may still answer
   std::map<std::int32_t, bool> answered_;     // by rank
 };

@@ -4,6 +4,7 @@
 #include <unistd.h>
 
 #include <algorithm>
+#include <utility>
 
 #include "engine/clock.h"
 
@@ -68,13 +69,21 @@ bool Exchange::poll(TimeNs now) {
     ++tcp_quiet_;
   }
   if (moved) stir();
-  if (now >= due_) {
-    due_ = node_.tick(now);
-    stirred_ = true;
-    operations.tell_late();
-  }
+  if (now >= due_) let_time_pass(now);
   settle();
   return moved;
+}
+
+void Exchange::let_time_pass(TimeNs now) {
+  due_ = node_.tick(now);
+  stirred_ = true;
+  operations.tell_late();
+  if (now < remind_at_) {
+    due_ = std::min(due_, remind_at_);
+  } else {
+    remind_at_ = kNever;
+    std::exchange(reminder_, nullptr)();
+  }
 }
 
 void Exchange::settle() {
@@ -227,6 +236,12 @@ TransferId Exchange::recv(PeerId peer, std::uint64_t context, std::uint64_t tag,
 }
 
 void Exchange::cancel(TransferId id) { node().cancel(id, Code::Cancelled, now_ns()); }
+
+void Exchange::remind(TimeNs when, std::function<void()> then) {
+  remind_at_ = when;
+  reminder_ = std::move(then);
+  due_ = std::min(due_, when);
+}
 
 // ---- Links
 

@@ -82,6 +82,7 @@ class Exchange final : public Transfers, private Outbox, private Receiver {
   TransferId recv(PeerId peer, std::uint64_t context, std::uint64_t tag, std::uint64_t address,
                   std::uint64_t bytes, TimeNs expires, Continuation* then) override;
   void cancel(TransferId id) override;
+  void remind(TimeNs when, std::function<void()> then) override;
 
   Doorbell doorbell;
   RdmaTransport rdma;
@@ -144,6 +145,7 @@ class Exchange final : public Transfers, private Outbox, private Receiver {
   void stir() { stirred_ = due_soon_ = true; }
   bool poll_devices();
   void order(Request& request);
+  void let_time_pass(TimeNs now);
 
   ControlEvents& events_;
   TcpTransport tcp_;
@@ -169,6 +171,8 @@ class Exchange final : public Transfers, private Outbox, private Receiver {
   std::vector<Report> copying_;  // ended, but a GPU still copies their bytes
 
   TimeNs due_ = 0, busy_at_ = 0;
+  TimeNs remind_at_ = kNever;
+  std::function<void()> reminder_;
 };
 
 }  // namespace tent

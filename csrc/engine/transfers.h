@@ -1,11 +1,12 @@
 // Stage: engine. What a schedule of sends and receives (csrc/collectives) needs of the engine, and
 // nothing else, so that it runs the same on the engine and in a simulator.
-// Thread: every call here, and every Continuation, happens under the engine lock. A Continuation is
-// never called from inside send, recv or cancel: always later, when the call stack has unwound; it
-// may call send, recv and cancel again. It must not block; long reductions are cut into pieces.
+// Thread: every call here, and every Continuation, happens under the engine lock. A Continuation or
+// a reminder is never called from inside these calls: always later, when the stack has unwound; it
+// may call them again. It must not block; long reductions are cut into pieces.
 #pragma once
 
 #include <cstdint>
+#include <functional>
 #include <vector>
 
 #include "core/node.h"
@@ -35,6 +36,8 @@ class Transfers {
                           Continuation* then) = 0;
   // A no-op for a transfer that has ended. `ended` still comes, after the fence.
   virtual void cancel(TransferId id) = 0;
+  // Calls `then` once, at that time or soon after it. There is one reminder: it replaces the last.
+  virtual void remind(TimeNs when, std::function<void()> then) = 0;
 };
 
 // A timeout as an absolute time; negative, or beyond the clock: never.

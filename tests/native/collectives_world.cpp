@@ -5,13 +5,16 @@
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
+#include <algorithm>
 #include <cstring>
 #include <deque>
+#include <functional>
 #include <list>
 #include <map>
 #include <memory>
 #include <random>
 #include <tuple>
+#include <utility>
 
 #include "collectives/collectives.h"
 #include "collectives/reduce.h"
@@ -47,6 +50,7 @@ class Port final : public Transfers {  // one rank's view of the network
   TransferId recv(PeerId peer, std::uint64_t context, std::uint64_t tag, std::uint64_t address,
                   std::uint64_t bytes, TimeNs expires, Continuation* then) override;
   void cancel(TransferId id) override;
+  void remind(TimeNs when, std::function<void()> then) override;
 
  private:
   World& world_;
@@ -69,6 +73,7 @@ class World {
     }
     dead_.resize(std::size_t(size));
     stopped_.resize(std::size_t(size));
+    reminders_.resize(std::size_t(size));
   }
 
   std::size_t start(std::int32_t rank, std::tuple<int, int, int, int> what, const Buffers2& inputs,
@@ -147,7 +152,22 @@ class World {
     for (const MessageRef& m : open)
       if (m->rank == rank) withdraw(m);
   }
+  // Time passes from one reminder to the next; between them happens what can happen.
   void expire(TimeNs time) {
+    for (;;) {
+      const auto first =
+          std::min_element(reminders_.begin(), reminders_.end(),
+                           [](const auto& a, const auto& b) { return a.when < b.when; });
+      if (first->when > time) break;
+      pass(first->when);
+      const auto then = std::exchange(*first, {}).then;
+      if (!dead_[std::size_t(first - reminders_.begin())]) then();
+      while (step()) {
+      }
+    }
+    pass(time);
+  }
+  void pass(TimeNs time) {
     now_ = time;
     const std::list<MessageRef> open = open_;
     for (const MessageRef& m : open)
@@ -172,10 +192,17 @@ class World {
     for (const MessageRef& m : open_)
       if (m->id == id && !m->ended) return end(MessageRef(m), {Code::Cancelled, "cancelled", ""});
   }
+  void remind(std::int32_t rank, TimeNs when, std::function<void()> then) {
+    reminders_[std::size_t(rank)] = {when, std::move(then)};
+  }
   TransferId next_id() { return ++last_id_; }
   TimeNs now() const { return now_; }
 
  private:
+  struct Reminder {
+    TimeNs when = kNever;
+    std::function<void()> then;
+  };
   struct Action {
     MessageRef message, matched;  // matched: copy from the send `message` to it
     Report report;                // else: tell the owner
@@ -242,6 +269,7 @@ class World {
   TransferId last_id_ = 0;
   std::list<MessageRef> open_, waiting_;
   std::vector<Action> actions_;
+  std::vector<Reminder> reminders_;   // by rank
   std::vector<bool> dead_, stopped_;  // whoever is stopped is dead, too
   std::vector<std::tuple<int, std::string, int>> results_;
   std::vector<std::pair<std::int32_t, CollectiveId>> ids_;
@@ -270,6 +298,10 @@ TransferId Port::recv(PeerId peer, std::uint64_t context, std::uint64_t tag, std
 }
 
 void Port::cancel(TransferId id) { world_.cancel(id); }
+
+void Port::remind(TimeNs when, std::function<void()> then) {
+  world_.remind(rank_, when, std::move(then));
+}
 
 py::tuple as_tuple(const Place& place) {
   return py::make_tuple(int(place.space), place.index, place.offset);
