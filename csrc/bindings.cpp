@@ -66,7 +66,7 @@ std::shared_ptr<Engine> make_engine(const py::dict& given) {
   std::shared_ptr<Engine> engine = Engine::make(settings_of(given));
   Engine* bare = engine.get();
   std::shared_ptr<Engine> held(bare, [engine = std::move(engine)](Engine*) mutable {
-    std::optional<py::gil_scoped_release> release;
+    std::optional<WithoutGil> release;
     if (Py_IsInitialized() && PyGILState_Check()) release.emplace();
     engine.reset();
   });
@@ -77,7 +77,7 @@ std::shared_ptr<Engine> make_engine(const py::dict& given) {
 }
 
 void close_engine(Engine& engine) {
-  const py::gil_scoped_release release;
+  const WithoutGil release;
   engine.close();
 }
 

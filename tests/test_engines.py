@@ -220,6 +220,36 @@ def test_ctrl_c_is_heard_while_one_waits() -> None:
     assert (done.stdout, done.returncode) == ("interrupted\n[1.0, 1.0]\n", 0), done.stderr
 
 
+BUSY_AT_THE_END = """
+import threading, time, torch, torch_tent as tent
+from torch.distributed import HashStore
+first, second = tent.Engine(), tent.Engine()
+store = HashStore()
+groups = first.join(store, 0, 2), second.join(store, 1, 2)
+waiting = [second.recv(torch.zeros(2), 0, n, group=groups[1]) for n in range(4)]
+
+def again(call):
+    while True:
+        try:
+            call()
+        except Exception:
+            time.sleep(0)
+
+for call in (*(w.wait for w in waiting), first.stats, first.stats, second.stats, second.stats):
+    threading.Thread(target=again, args=(call,), daemon=True).start()
+time.sleep(0.1)
+print("ends")
+"""
+
+
+def test_daemon_threads_do_not_abort_the_end_of_a_program() -> None:
+    """Python before 3.14 unwinds a thread that asks for the GIL too late. Torch's own calls then
+    abort, so the threads here call none."""
+    for _ in range(3):
+        done = run(BUSY_AT_THE_END)
+        assert (done.stdout, done.stderr, done.returncode) == ("ends\n", "", 0)
+
+
 def test_the_environment_is_read_when_an_engine_is_made() -> None:
     good = "import torch_tent as tent; print(tent.engine().settings.checksum)"
     assert run(good, TENT_CHECKSUM="1").stdout == "True\n"

@@ -9,6 +9,7 @@
 #include <optional>
 #include <utility>
 
+#include "bindings/gil.h"
 #include "core/node.h"
 #include "engine/engine.h"
 
@@ -43,7 +44,7 @@ auto under_lock(Engine& engine, bool is_short, Body body) {
     std::optional<Held> held;
     if (engine.try_hold(held)) return body(*held);
   }
-  const py::gil_scoped_release release;
+  const WithoutGil release;
   Held held = engine.hold();
   return body(held);
 }

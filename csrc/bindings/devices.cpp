@@ -8,7 +8,7 @@ namespace {
 
 // "" when the driver is open, else why it is not.
 std::string load_cuda(const std::string& library) {
-  const py::gil_scoped_release release;
+  const WithoutGil release;
   std::string why;
   Cuda::load(library, why);
   return why;

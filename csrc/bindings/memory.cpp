@@ -42,7 +42,7 @@ py::tuple register_segment(Engine& engine, const std::vector<std::array<std::uin
 }
 
 void close_segment(Engine& engine, SegmentId segment) {
-  const py::gil_scoped_release release;
+  const WithoutGil release;
   engine.close_segment(segment);
 }
 
@@ -60,7 +60,7 @@ std::uint32_t revoke(Engine& engine, SegmentId segment, const py::handle& blocks
   }
   const auto indices = py::reinterpret_borrow<Indices>(blocks);
   const std::vector<std::int64_t> all(indices.data(), indices.data() + indices.size());
-  const py::gil_scoped_release release;
+  const WithoutGil release;
   return engine.revoke(segment, all);
 }
 
@@ -85,7 +85,7 @@ bool wait_notification(Engine& engine, SegmentId segment, const py::object& time
 }
 
 std::unique_ptr<SharedMemory> allocate(std::shared_ptr<Engine> engine, std::size_t bytes) {
-  const py::gil_scoped_release release;
+  const WithoutGil release;
   return std::make_unique<SharedMemory>(std::move(engine), bytes);
 }
 

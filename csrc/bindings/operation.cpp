@@ -178,7 +178,7 @@ bool wait_with_signals(TimeNs until, const std::function<bool(TimeNs)>& wait) {
   for (;;) {
     const TimeNs now = now_ns();
     {
-      const py::gil_scoped_release release;
+      const WithoutGil release;
       if (wait(std::min(until, now + kSignalCheck))) return true;
     }
     if (PyErr_CheckSignals() != 0) throw py::error_already_set();

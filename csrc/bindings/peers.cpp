@@ -33,7 +33,7 @@ void add_link(Engine& engine, PeerId peer, LinkId link, const std::string& kind,
   info.rail = rail;
   info.rate_hint = rate_hint;
   info.places_by_itself = info.kind == RailKind::Rdma;
-  const py::gil_scoped_release release;
+  const WithoutGil release;
   engine.add_link(peer, info, {.link = link, .fds = fds, .dialed = dialed, .pid = pid});
 }
 
@@ -43,7 +43,7 @@ void close_link(Engine& engine, LinkId link, const std::string& reason) {
 }
 
 PeerId add_peer(Engine& engine, const std::string& name) {
-  const py::gil_scoped_release release;
+  const WithoutGil release;
   return engine.add_peer(name);
 }
 
@@ -101,7 +101,7 @@ py::tuple open_channel() {
 }
 
 std::string probe(std::int32_t pid, std::uint64_t address, std::uint64_t value) {
-  const py::gil_scoped_release release;
+  const WithoutGil release;
   return probe_cma(pid, address, value);
 }
 

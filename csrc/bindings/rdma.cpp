@@ -37,7 +37,7 @@ void join(Engine& engine, LinkId link, const std::string& endpoint, bool dialed)
                    [&](Held& held) { return held->rdma.join(link, peer, dialed, joining); }));
   Status status;
   {
-    const py::gil_scoped_release release;
+    const WithoutGil release;
     status = joining->run();
   }
   check(status);
@@ -62,7 +62,7 @@ double measure(const std::string& library, const std::string& device, std::uint6
   double seconds = 0;
   Status status;
   {
-    const py::gil_scoped_release release;
+    const WithoutGil release;
     status = measure_registration(library, device, bytes, seconds);
   }
   check(status);

@@ -63,7 +63,7 @@ py::object read(EngineRef engine, PeerId peer, const Layout& local, SegmentId se
 std::shared_ptr<py::object> shared_callback(const py::object& callback) {
   return {new py::object(callback), [](py::object* last) {
             if (!Py_IsInitialized()) return;  // the interpreter is gone, and its objects with it
-            const py::gil_scoped_acquire gil;
+            const WithGil gil;
             delete last;
           }};
 }
@@ -73,7 +73,7 @@ void on_done(Engine& engine, const py::object& callback) {
   Notifier::OnDone told;
   if (!callback.is_none()) {
     told = [shared = shared_callback(callback)](const std::vector<std::uint64_t>& ids) {
-      const py::gil_scoped_acquire gil;
+      const WithGil gil;
       try {
         (*shared)(ids);
       } catch (py::error_already_set& error) {
@@ -81,7 +81,7 @@ void on_done(Engine& engine, const py::object& callback) {
       }
     };
   }
-  const py::gil_scoped_release release;
+  const WithoutGil release;
   engine.notifier().on_done(std::move(told));
 }
 

@@ -3,6 +3,7 @@
 #include <pybind11/stl.h>
 #include <torch/csrc/utils/pybind.h>
 
+#include "bindings/gil.h"
 #include "c10d/backend.h"
 #include "c10d/storages.h"
 
@@ -17,7 +18,7 @@ EngineOwner hold(py::object object) {
   return EngineOwner(new py::object(std::move(object)), [](void* held) {
     auto* owned = static_cast<py::object*>(held);
     if (!Py_IsInitialized()) return;  // the process ends: there is nothing left to free
-    const py::gil_scoped_acquire gil;
+    const bindings::WithGil gil;
     delete owned;
   });
 }
@@ -40,7 +41,7 @@ c10::intrusive_ptr<TentBackend> make_backend(py::object engine, const py::capsul
   Membership membership{
       rank, size, context, std::move(peers), std::move(name), timeout, std::move(global_ranks)};
   EngineOwner owner = hold(std::move(engine));
-  const py::gil_scoped_release no_gil;
+  const bindings::WithoutGil no_gil;
   return c10::make_intrusive<TentBackend>(api, std::move(owner), std::move(membership));
 }
 
