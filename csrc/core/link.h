@@ -18,7 +18,7 @@ enum class Twin : std::uint8_t {
   None,
   InFlight,  // the other one may arrive as well: should this one get lost, nothing is lost
   Arrived,   // the other one was acknowledged
-  Lost       // the other one went down with its link; there is no third before that is fenced
+  Lost       // the other one went down with its link; there is no third before both are fenced
 };
 constexpr bool is_alone(Twin twin) { return twin == Twin::None || twin == Twin::Lost; }
 
@@ -29,6 +29,7 @@ struct Unacked {  // a frame on its way
   TransferId flow = 0;        // Slice
   SliceSpan span;             // Slice
   Twin twin = Twin::None;     // Slice
+  LinkId lost_on = 0;         // Slice whose twin is lost: with this link
   bool counted = false;       // Slice: the report says that it went this way
   std::uint64_t control = 0;  // Control
   PostStamp stamp;

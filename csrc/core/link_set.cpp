@@ -30,14 +30,22 @@ std::deque<Unacked> LinkSet::remove(LinkId id) {
   auto& waiting = fencing_[id];
   for (const Unacked& frame : lost) {
     const bool alone = frame.kind == FrameKind::Slice && is_alone(frame.twin);
-    if (alone) waiting.push_back({frame.flow, frame.span});
+    const LinkId also = frame.twin == Twin::Lost ? frame.lost_on : id;
+    if (alone) waiting.push_back({frame.flow, frame.span, also});
   }
   return lost;
 }
 
 std::vector<LostSlice> LinkSet::fenced(LinkId id) {
-  auto node = fencing_.extract(id);
-  return node.empty() ? std::vector<LostSlice>() : std::move(node.mapped());
+  const auto node = fencing_.extract(id);
+  if (node.empty()) return {};
+  std::vector<LostSlice> free;
+  for (const LostSlice& lost : node.mapped()) {
+    const auto other = fencing_.find(lost.also);
+    std::vector<LostSlice>& to = other == fencing_.end() ? free : other->second;
+    to.push_back({lost.flow, lost.span, lost.also});
+  }
+  return free;
 }
 
 void LinkSet::refuse_later(LinkId id) {

@@ -16,6 +16,7 @@ namespace tent {
 struct LostSlice {
   TransferId flow;
   SliceSpan span;
+  LinkId also;  // went down with its twin; its own link: it has none
 };
 
 class LinkSet {
@@ -31,7 +32,8 @@ class LinkSet {
   // Takes the link away and returns what was in flight on it; its slices wait for the fence, but
   // those that have a twin on another link.
   std::deque<Unacked> remove(LinkId link);
-  // The fence holds: gives out the slices that may be sent again.
+  // The fence holds: gives out the slices that may be sent again. What was on two links waits for
+  // both.
   std::vector<LostSlice> fenced(LinkId link);
   void refuse_later(LinkId link);  // fenced before we knew it
   void clear();

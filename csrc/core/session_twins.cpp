@@ -82,6 +82,7 @@ void Session::twin_lost(const Link& link, const Unacked& frame) {
   const Other other = twin_of(link, frame);
   if (other.frame == nullptr) return;
   other.frame->twin = Twin::Lost;
+  other.frame->lost_on = link.id();
   Transfer* transfer = transfer_of(frame.flow);
   if (transfer == nullptr || other.frame->counted) return;
   other.frame->counted = true;

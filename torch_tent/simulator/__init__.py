@@ -13,7 +13,9 @@ from __future__ import annotations
 import faulthandler
 import time
 from collections import Counter
+from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor, wait
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 from torch_tent import _simulator
@@ -58,17 +60,25 @@ def simulate(
     with ThreadPoolExecutor(workers) as pool:
         for start in range(seed, seed + schedules, CHUNK_SCHEDULES * workers):
             stop = min(start + CHUNK_SCHEDULES * workers, seed + schedules)
-            faulthandler.dump_traceback_later(STALLED_S, exit=True)
-            running = [
-                pool.submit(_chunk, first, min(CHUNK_SCHEDULES, stop - first), family, sabotage)
-                for first in range(start, stop, CHUNK_SCHEDULES)
-            ]
-            _collect(running, result)
-            faulthandler.cancel_dump_traceback_later()
+            with _ends_when_stalled():
+                running = [
+                    pool.submit(_chunk, first, min(CHUNK_SCHEDULES, stop - first), family, sabotage)
+                    for first in range(start, stop, CHUNK_SCHEDULES)
+                ]
+                _collect(running, result)
             if result.failures:
                 break
     result.seconds = time.monotonic() - began
     return result
+
+
+@contextmanager
+def _ends_when_stalled() -> Iterator[None]:
+    faulthandler.dump_traceback_later(STALLED_S, exit=True)
+    try:
+        yield
+    finally:
+        faulthandler.cancel_dump_traceback_later()
 
 
 def _chunk(seed: int, schedules: int, family: str, sabotage: str) -> _simulator.Outcome:
