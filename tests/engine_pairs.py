@@ -40,13 +40,17 @@ def ends(kind: str) -> tuple[list[int], list[int]]:
 
 @dataclass
 class Pair:
-    """Engines `a` and `b`; `b_of_a` is what a calls b. Links by number, with a's descriptors."""
+    """Engines `a` and `b`; `b_of_a` is what a calls b. Links by number, with a's descriptors.
+
+    Engines know addresses only: what is sent and received is kept until both are closed.
+    """
 
     a: _engine.Engine
     b: _engine.Engine
     b_of_a: int
     a_of_b: int
     links: dict[int, list[int]] = field(default_factory=dict)
+    _kept: list[np.ndarray[Any, Any]] = field(default_factory=list)
 
     def join(self, kind: str, rail: str | None = None) -> int:
         """Adds a link and returns its number."""
@@ -59,9 +63,11 @@ class Pair:
         return link
 
     def send(self, array: np.ndarray[Any, Any], tag: int = 1, **options: Any) -> _engine.Operation:
+        self._kept.append(array)
         return self.a.send(self.b_of_a, 1, tag, 0, layout(array), options)
 
     def recv(self, array: np.ndarray[Any, Any], tag: int = 1, **options: Any) -> _engine.Operation:
+        self._kept.append(array)
         return self.b.recv(self.a_of_b, 1, tag, 0, layout(array), options)
 
     def close(self) -> None:
@@ -82,7 +88,7 @@ def pair(kinds: Sequence[str] = ("tcp",), **settings: Any) -> Iterator[Pair]:
 
 
 def layout(array: np.ndarray[Any, Any]) -> _engine.Layout:
-    """The memory of a contiguous array."""
+    """The memory of a contiguous array, which the caller keeps."""
     return _engine.Layout.contiguous(array.ctypes.data, array.nbytes)
 
 

@@ -161,7 +161,7 @@ def test_shareable_memory_goes_mapped_and_ordinary_memory_by_cma() -> None:
 
 def test_notifications_wake_their_waiter_and_come_once() -> None:
     with pair(["shm"]) as two:
-        memory = np.zeros(64, np.uint8)
+        memory, x = np.zeros(64, np.uint8), noise(64)
         segment, key = two.b.register([(memory.ctypes.data, 64, 0)], False, True, 0)
         assert not two.b.wait_notification(segment, 0.01)
         seen: list[list[tuple[int, bytes]]] = []
@@ -173,7 +173,7 @@ def test_notifications_wake_their_waiter_and_come_once() -> None:
         listener = threading.Thread(target=listen)
         listener.start()
         place = _engine.Layout.contiguous(0, 64)
-        write = two.a.write(two.b_of_a, layout(noise(64)), segment, key, 0, place, b"\0note", {})
+        write = two.a.write(two.b_of_a, layout(x), segment, key, 0, place, b"\0note", {})
         assert succeeded(write)
         listener.join()
         assert seen == [[(two.a_of_b, b"\0note")]]
@@ -182,7 +182,8 @@ def test_notifications_wake_their_waiter_and_come_once() -> None:
 
 def test_a_closed_segment_ends_its_waiter_and_is_an_error() -> None:
     with pair() as two:
-        segment, _ = two.b.register([(noise(8).ctypes.data, 8, 0)], True, False, 0)
+        memory = noise(8)
+        segment, _ = two.b.register([(memory.ctypes.data, 8, 0)], True, False, 0)
         heard: list[str] = []
 
         def listen() -> None:

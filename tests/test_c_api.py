@@ -101,9 +101,10 @@ class Work:
 
 
 class Rank:
-    """One rank of a group of two."""
+    """One rank of a group of two. Keeps the memory that it was given."""
 
     def __init__(self, engine: _engine.Engine, rank: int, peer: int) -> None:
+        self._kept: list[Any] = []
         pointer = ctypes.pythonapi.PyCapsule_GetPointer
         pointer.restype, pointer.argtypes = c_void_p, [ctypes.py_object, c_char_p]
         address = pointer(engine.c_api, b"torch_tent.engine")
@@ -120,10 +121,12 @@ class Rank:
         return self._message(self.api.recv, source, array, tag, timeout_ns)
 
     def _message(self, call: Any, rank: int, array: Any, tag: int, timeout_ns: int) -> Work:
+        self._kept.append(array)
         memory = Buffer(array.ctypes.data, array.nbytes)
         return Work(self.api, call(self.api.engine, self.group, rank, tag, memory, timeout_ns))
 
     def collective(self, kind: int, inputs: list[Any], outputs: list[Any], tag: int) -> Work:
+        self._kept += [*inputs, *outputs]
         ins = (Buffer * len(inputs))(*(Buffer(a.ctypes.data, a.nbytes) for a in inputs))
         outs = (Buffer * len(outputs))(*(Buffer(a.ctypes.data, a.nbytes) for a in outputs))
         call = Call(kind, SUM, F32, 0, ins, len(ins), outs, len(outs), tag, WAIT_NS)

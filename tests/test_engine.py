@@ -174,7 +174,8 @@ def test_cancelled_transfers_end_and_the_next_ones_work(kind: str) -> None:
 def test_close_ends_every_wait() -> None:
     before = thread_names()
     with pair(["tcp", "shm"]) as two:
-        segment, _ = two.b.register([(np.zeros(8).ctypes.data, 8, 0)], True, True, 0)
+        memory = np.zeros(8)
+        segment, _ = two.b.register([(memory.ctypes.data, 8, 0)], True, True, 0)
         recvs = [two.recv(np.zeros(8, np.uint8), tag=n) for n in range(3)]
         heard: list[object] = []
 
