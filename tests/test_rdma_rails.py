@@ -117,7 +117,7 @@ def test_a_port_that_goes_down_is_left_at_once_and_used_again(fabric: Fabric) ->
         fabric.port(0, True)
         healed = time.monotonic()
         until(lambda: len(links(two)) == 2)
-        assert time.monotonic() - healed < 1.0
+        assert time.monotonic() - healed < 3.0
         segment.close()
 
 

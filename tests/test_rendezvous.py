@@ -18,6 +18,8 @@ from torch_tent import dialer, topology
 from torch_tent.card import Card
 from torch_tent.settings import Settings
 
+SOON_S = 3.0  # What is promised is "at once"; peer_timeout_s is 10.
+
 party = pytest.fixture(parties)
 
 
@@ -180,7 +182,7 @@ def test_a_cut_rail_is_redialed_at_once(party: Any) -> None:
     a.engine.cut(first)
     for side in (a, b):
         side.engine.wait_for(lambda e: len(e.links) == 2 and first not in e.links)
-    assert time.monotonic() - began < 1.0
+    assert time.monotonic() - began < SOON_S
     assert set(a.engine.links) == set(b.engine.links)
 
 
@@ -230,7 +232,7 @@ def test_a_peer_that_has_ended_is_lost_at_once(party: Any) -> None:
         began = time.monotonic()
         b.engine.close()
         a.engine.wait_for(lambda engine, peer=peer: peer in engine.lost)
-        assert time.monotonic() - began < 0.5
+        assert time.monotonic() - began < SOON_S
         assert "no process listens" in a.engine.lost[peer]
 
 
