@@ -32,18 +32,6 @@ def pair() -> Iterator[Pair]:
     found.close()
 
 
-def silence() -> None:
-    for end in ("rail1a", "rail1b"):
-        wires.disturb(end, "loss", "100%")
-
-
-FAULTS: dict[str, Callable[[], None]] = {
-    "cut here": lambda: wires.cut("rail1a"),
-    "cut at the far end": lambda: wires.cut("rail1b"),
-    "silent loss": silence,
-}
-
-
 def in_the_middle(end: str, begin: Callable[[], _engine.Operation]) -> _engine.Operation:
     """A transfer that goes on, and of which this end of rail 1 has sent something."""
     for _ in range(TRIES):
@@ -75,7 +63,7 @@ def used_again_s(pair: Pair, end: str, again: Callable[[], _engine.Operation]) -
     return time.monotonic() - began
 
 
-@pytest.mark.parametrize("fault", FAULTS)
+@pytest.mark.parametrize("fault", wires.FAULTS)
 @pytest.mark.parametrize("way", ["write", "read"])
 def test_a_rail_that_fails_in_the_middle_is_not_noticed_and_comes_back(
     pair: Pair, fault: str, way: str
@@ -95,7 +83,7 @@ def test_a_rail_that_fails_in_the_middle_is_not_noticed_and_comes_back(
         sender.trace(True)
         operation = in_the_middle(end, begin)
         began = _engine.now_ns()
-        FAULTS[fault]()
+        wires.FAULTS[fault]()
         if fault != "silent loss":  # tc takes its time.
             assert not operation.done()
         while not operation.done():  # What follows it is hit, too.

@@ -9,7 +9,7 @@ here it is imported once, and all tests share two engines.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 
 import pytest
 import torch
@@ -23,18 +23,6 @@ from tests.rdma.pairs import KIB, MIB, WAIT_S, wait_for
 SIZE = 16 * MIB
 TRIES = 12
 RAIL = "rdma rxe1a/1>rxe1b/1"
-
-
-def silence() -> None:
-    for end in ("rail1a", "rail1b"):
-        wires.disturb(end, "loss", "100%")
-
-
-FAULTS: dict[str, Callable[[], None]] = {
-    "cut here": lambda: wires.cut("rail1a"),
-    "cut at the far end": lambda: wires.cut("rail1b"),
-    "silent loss": silence,
-}
 
 
 def engine(*devices: str) -> tent.Engine:
@@ -113,7 +101,7 @@ def test_tensors_arrive_while_a_rail_fails(pair: Pair, verb: str, fault: str) ->
     fences = pair.a.stats()["transfers"]["fences"]
     moved.source.copy_(noise(2))
     under_way = moved.in_the_middle()
-    FAULTS[fault]()
+    wires.FAULTS[fault]()
     moved.arrive(under_way)
     moved.source.copy_(noise(3))  # What follows is hit, too.
     moved.arrive(moved.begin())

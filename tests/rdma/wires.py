@@ -13,6 +13,7 @@ import socket
 import struct
 import subprocess
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 SIOCGIFFLAGS, SIOCSIFFLAGS, IFF_UP = 0x8913, 0x8914, 0x1  # <linux/sockios.h>, <net/if.h>
@@ -34,6 +35,20 @@ def disturb(end: str, *netem: str) -> None:
     """What the end sends is lost, delayed or reordered: netem's words, as in "loss 100%"."""
     _touched.add(end)
     _run("tc", "qdisc", "replace", "dev", end, "root", "netem", *netem)
+
+
+def silence(rail: int) -> None:
+    """The rail stays up, and nothing comes out of it at either end."""
+    for end in (f"rail{rail}a", f"rail{rail}b"):
+        disturb(end, "loss", "100%")
+
+
+# What makes rail 1 useless, by name.
+FAULTS: dict[str, Callable[[], None]] = {
+    "cut here": lambda: cut("rail1a"),
+    "cut at the far end": lambda: cut("rail1b"),
+    "silent loss": lambda: silence(1),
+}
 
 
 def shape(end: str, rate: str) -> None:
