@@ -70,6 +70,10 @@ class Pair:
         self._kept.append(array)
         return self.b.recv(self.a_of_b, 1, tag, 0, layout(array), options)
 
+    def forget(self) -> None:
+        """What was sent and received is no longer kept."""
+        self._kept.clear()
+
     def close(self) -> None:
         self.a.close()
         self.b.close()

@@ -121,8 +121,16 @@ void Exchange::send_out() {
       ++to->rail->slices_sent;
     }
     if (devices_ && devices_->out.keep(link, frame)) continue;
-    to->transport->post(link, std::move(frame), *this);
+    to->transport->post(link, std::move(frame));
+    if (std::exchange(to->posted, true)) continue;
+    posted_.push_back(link);
   }
+  for (const LinkId link : posted_) {
+    Port* to = port(link);
+    to->posted = false;
+    to->transport->send(link, *this);
+  }
+  posted_.clear();
   if (outgoing_.empty()) {  // keep the memory for the next round
     frames.clear();
     outgoing_.swap(frames);

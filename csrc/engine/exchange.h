@@ -2,11 +2,11 @@
 // transports, what the transports bring to the Node, and ends to whoever waits. All under the
 // engine lock.
 //
-// The rule of re-entry. Transports call the Receiver from inside poll() and post(); that may call
+// The rule of re-entry. Transports call the Receiver from inside poll() and send(); that may call
 // the Node. The Node calls the Outbox from inside its own calls; that must never call the Node
 // again. So every Outbox call but close() and reaches() only notes its wish, and settle() carries
 // the wishes out when no Node and no poll() is on the stack. close() cannot wait: nothing may be
-// received after it; it touches the transport alone. post() of a transport may call source(), which
+// received after it; it touches the transport alone. send() of a transport may call source(), which
 // is const, and down(), which is noted too. Continuations run in settle(), so they may submit and
 // cancel.
 #pragma once
@@ -98,6 +98,7 @@ class Exchange final : public Transfers, private Outbox, private Receiver {
     Transport* transport = nullptr;
     RailRef rail;
     std::vector<int> fds;  // the transport owns them
+    bool posted = false;   // something that was not sent yet
   };
   struct Down {
     LinkId link;
@@ -166,6 +167,7 @@ class Exchange final : public Transfers, private Outbox, private Receiver {
   bool stirred_ = false;   // the Node may have something to send
   bool due_soon_ = false;  // and wants to be asked for the time again
   std::vector<std::pair<LinkId, Frame>> outgoing_;
+  std::vector<LinkId> posted_;
   std::vector<Down> downs_;
   std::vector<Report> ended_;
   std::vector<Report> copying_;  // ended, but a GPU still copies their bytes

@@ -141,7 +141,7 @@ bool Exchange::reaches(LinkId link, const Layout& given, RailKinds allowed) {
   return true;
 }
 
-// ---- Receiver: inside a transport's poll() or post()
+// ---- Receiver: inside a transport's poll() or send()
 
 bool Exchange::frame(LinkId link, const FrameHeader& header, std::span<const std::uint8_t> body) {
   return node_.frame(link, header, body, now_ns()) || malformed(link);

@@ -50,7 +50,10 @@ bool Exchange::poll_devices() {
   std::vector<std::pair<TransferId, Status>> failed;
   devices.out.advance(ready, failed);
   for (auto& [link, frame] : ready) {
-    if (Port* to = port(link)) to->transport->post(link, std::move(frame), *this);
+    if (Port* to = port(link)) {
+      to->transport->post(link, std::move(frame));
+      to->transport->send(link, *this);
+    }
   }
   for (const auto& [flow, status] : failed) node_.source_failed(flow, status, now);
   std::erase_if(copying_, [&](Report& report) {

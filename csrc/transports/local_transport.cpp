@@ -127,11 +127,15 @@ Status LocalTransport::watch(LocalLink& link) {
   return {};
 }
 
-void LocalTransport::post(LinkId id, Frame frame, Receiver& receiver) {
+void LocalTransport::post(LinkId id, Frame frame) {
+  LocalLink* link = links_.find(id);
+  if (link != nullptr) link->writer.push(std::move(frame));
+}
+
+void LocalTransport::send(LinkId id, Receiver& receiver) {
   LocalLink* link = links_.find(id);
   if (link == nullptr) return;
   LinkTable<LocalLink>::Hold hold(links_);
-  link->writer.push(std::move(frame));
   bool moved = false;
   const bool more = link->writer.send(receiver, poll_bytes_, moved);
   if (!link->state.closed) settle(*link, more);

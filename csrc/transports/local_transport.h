@@ -53,7 +53,8 @@ class LocalTransport : public Transport {
   ~LocalTransport() override;
 
   Status connect(const Connection& connection) final;
-  void post(LinkId link, Frame frame, Receiver& receiver) final;
+  void post(LinkId link, Frame frame) final;
+  void send(LinkId link, Receiver& receiver) final;
   bool poll(Receiver& receiver) final;
   void close(LinkId link) final;
   std::function<bool()> peer_copies(LinkId link) final;

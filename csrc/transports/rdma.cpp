@@ -144,12 +144,15 @@ Status RdmaTransport::register_region(const Region& region) {
 
 // ---- at work ----
 
-void RdmaTransport::post(LinkId id, Frame frame, Receiver& receiver) {
+void RdmaTransport::post(LinkId id, Frame frame) {
   RdmaLink* link = links_.find(id);
-  if (link == nullptr) return;
+  if (link != nullptr) link->writer.push(std::move(frame));
+}
+
+void RdmaTransport::send(LinkId id, Receiver& receiver) {
+  RdmaLink* link = links_.find(id);
+  if (link == nullptr || !link->state.live()) return;
   LinkTable<RdmaLink>::Hold hold(links_);
-  link->writer.push(std::move(frame));
-  if (!link->state.live()) return;
   bool moved = false;
   const bool more = link->writer.send(receiver, poll_bytes_, moved);
   // A link that broke is reported by poll(), never in the middle of what its caller is doing.

@@ -39,7 +39,8 @@ class RdmaTransport final : public Transport {
   Reach reach(LinkId link, const Pieces& memory) const override;
   Status register_region(const Region& region) override;
   Status connect(const Connection& connection) override;  // fds: [] or [control connection]
-  void post(LinkId link, Frame frame, Receiver& receiver) override;
+  void post(LinkId link, Frame frame) override;
+  void send(LinkId link, Receiver& receiver) override;
   bool poll(Receiver& receiver) override;
   void close(LinkId link) override;
   void close_all();  // those too that nobody was told of, because they shake hands

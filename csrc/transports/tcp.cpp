@@ -150,16 +150,20 @@ Status TcpTransport::connect(const Connection& connection) {
   return {};
 }
 
-void TcpTransport::post(LinkId id, Frame frame, Receiver& receiver) {
+void TcpTransport::post(LinkId id, Frame frame) {
   TcpLink* link = links_.find(id);
-  if (link == nullptr) return;
-  LinkTable<TcpLink>::Hold hold(links_);
-  link->writer.push(std::move(frame));
+  if (link != nullptr) link->writer.push(std::move(frame));
+}
+
+void TcpTransport::send(LinkId id, Receiver& receiver) {
+  TcpLink* link = links_.find(id);
   // When the socket is full or broken, it is poll() that goes on: a link is reported down there,
   // never in the middle of what its caller is doing.
-  if (link->waits_for_room || !link->state.live()) return;
+  if (link == nullptr || link->waits_for_room || !link->state.live()) return;
+  LinkTable<TcpLink>::Hold hold(links_);
   bool moved = false;
-  link->writer.send(receiver, poll_bytes_, moved);
+  while (link->writer.send(receiver, poll_bytes_, moved)) {
+  }
   if (!link->state.closed) watch_room(*link);
 }
 

@@ -1,6 +1,6 @@
 // Stage: transport. TCP rails: one connected socket per link, IPv4 or IPv6, the payload inline.
 // Called by the thread that holds the engine lock; nothing blocks.
-// What always holds: memory is touched only inside post() and poll(), at addresses that the
+// What always holds: memory is touched only inside send() and poll(), at addresses that the
 // Receiver named in the same call; after close() the kernel throws away what it had yet to send.
 #pragma once
 
@@ -24,7 +24,8 @@ class TcpTransport final : public Transport {
   Reach reach(LinkId link, const Pieces& memory) const override;
   Status register_region(const Region& region) override;  // any memory will do: nothing to do
   Status connect(const Connection& connection) override;  // fds: [connected socket]
-  void post(LinkId link, Frame frame, Receiver& receiver) override;
+  void post(LinkId link, Frame frame) override;
+  void send(LinkId link, Receiver& receiver) override;
   bool poll(Receiver& receiver) override;
   void close(LinkId link) override;
 

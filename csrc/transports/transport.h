@@ -1,4 +1,4 @@
-// Stage: transport. One pure interface, six methods; everything above it is the same for all.
+// Stage: transport. One pure interface; everything above it is the same for all.
 // Thread: only the thread that holds the engine lock calls it. Calls return at once.
 // A transport never keeps an address between calls: it asks the Receiver each time it touches
 // memory, so that what was cancelled or fenced meanwhile is not touched.
@@ -15,7 +15,7 @@
 
 namespace tent {
 
-// The engine's side, called from inside poll() and post().
+// The engine's side, called from inside poll() and send().
 class Receiver {
  public:
   virtual ~Receiver() = default;
@@ -62,8 +62,11 @@ class Transport {
   // Memory that peers may map; bytes == 0 takes the region away.
   virtual Status register_region(const Region& region) = 0;
   virtual Status connect(const Connection& connection) = 0;
-  // Queues a frame; sends what fits at once. Order is kept per link.
-  virtual void post(LinkId link, Frame frame, Receiver& receiver) = 0;
+  // Queues a frame. Order is kept per link.
+  virtual void post(LinkId link, Frame frame) = 0;
+  // Sends at once what fits of what was posted; poll() sends the rest. Small frames that were
+  // posted together go together.
+  virtual void send(LinkId link, Receiver& receiver) = 0;
   // Moves bytes both ways without blocking; true when anything moved.
   virtual bool poll(Receiver& receiver) = 0;
   // After the return nothing is read from or written to memory for this link, by this process.

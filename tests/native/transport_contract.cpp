@@ -106,7 +106,8 @@ class Side final : public Receiver {
     return transport_->connect({link, fds, dialed, pid}).text;
   }
   void post(LinkId link, const std::string& header, const std::string& body) {
-    transport_->post(link, frame_of(header, body), *this);
+    transport_->post(link, frame_of(header, body));
+    transport_->send(link, *this);
   }
   bool poll() { return transport_ != nullptr && transport_->poll(*this); }
   void close(LinkId link) { transport_->close(link); }
@@ -172,7 +173,8 @@ class Side final : public Receiver {
     events_.push_back({"frame", link, header, std::string(body.begin(), body.end())});
     if (replies_ > 0) {
       --replies_;
-      transport_->post(reply_link_, reply_, *this);
+      transport_->post(reply_link_, reply_);
+      transport_->send(reply_link_, *this);
     }
     return answer("frame", link);
   }

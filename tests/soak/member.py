@@ -132,7 +132,7 @@ class Member:
         """The end begins: no more transfers. Others may still be in our halls."""
         self._rests = True
         for visit in self._visits.values():
-            visit.close()
+            visit.close(peer_stays=True)
         self.say("reached", "rest")
 
     def _empty(self) -> None:

@@ -50,7 +50,8 @@ class Visit:
         self._cache = tent.KVCache(self._mine, block_dim=1, engine=engine)
         self._shared = engine.empty(LOT_BYTES // 4, torch.uint8)
         self._number = 0
-        self._closed = False
+        self._closed = self._may_cancel = False
+        self._waits: tent.Transfer | None = None
         self.done: Counter[str] = Counter()
         self.bytes = 0
         self._verbs = {
@@ -67,9 +68,13 @@ class Visit:
         self._thread = threading.Thread(target=self._run, name=f"visit {label}")
         self._thread.start()
 
-    def close(self) -> None:
-        """Ends the thread; its present transfer ends by itself."""
-        self._closed = True
+    def close(self, peer_stays: bool = False) -> None:
+        """Ends the thread; its present transfer ends by itself. A message only if the peer's hall
+        stays open: else nobody may take it or answer, and it is cancelled."""
+        self._closed, self._may_cancel = True, not peer_stays
+        waits = self._waits
+        if waits is not None and self._may_cancel:
+            waits.cancel()
         self._thread.join(2 * WAIT_S)
         if self._thread.is_alive():
             self._told("hang", f"the visit to {self._label} does not end")
@@ -144,6 +149,16 @@ class Visit:
         if text:
             self._told("wrong", f"{what} at {self._label}: {text}")
 
+    def _wait(self, message: tent.Transfer) -> None:
+        """For a message, which close() may cancel."""
+        self._waits = message
+        if self._may_cancel:
+            message.cancel()
+        try:
+            message.wait(WAIT_S)
+        finally:
+            self._waits = None
+
     # ---- verbs ---------------------------------------------------------------------------------
 
     def write(self) -> None:
@@ -194,7 +209,7 @@ class Visit:
             self._engine.write_blocks(
                 self._cache, mine, self._remote_cache, blocks, notify=note, **self._options()
             ).wait(WAIT_S)
-            noted.wait(WAIT_S)
+            self._wait(noted)
         finally:
             noted.cancel()
         if int(answer) != self._number:
@@ -220,11 +235,10 @@ class Visit:
         answer = torch.zeros(1, dtype=torch.int64)
         answered = self._engine.recv(answer, 0, hall.ANSWER, group=self._group)
         try:
-            self._engine.send(header, 0, hall.MESSAGE, group=self._group).wait(WAIT_S)
-            self._engine.send(self._source(seed, size), 0, hall.PAYLOAD, group=self._group).wait(
-                WAIT_S
-            )
-            answered.wait(WAIT_S)
+            self._wait(self._engine.send(header, 0, hall.MESSAGE, group=self._group))
+            payload = self._source(seed, size)
+            self._wait(self._engine.send(payload, 0, hall.PAYLOAD, group=self._group))
+            self._wait(answered)
         finally:
             answered.cancel()
         if int(answer) != self._number:
