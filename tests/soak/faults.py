@@ -103,7 +103,7 @@ class Faults:
         seconds = PEER_TIMEOUT_S + self.chance.uniform(1, 6)
         self.actors.stop(name, for_long=True)
         self._at(seconds, lambda: self.actors.go_on(name))
-        # The others have given it up, and what was opened stays lost: they must meet again. Where it
+        # The others have given it up, and what was opened stays lost: they must meet again. If it
         # has died and come back meanwhile, that ends meetings in the middle, which is worth a try.
         self._at(seconds + REUNION_S, lambda: self.actors.reunite(name))
         return "long stop"
