@@ -1,4 +1,4 @@
-"""Stage: benchmarks. Writes the README's table of ratios out of the files in results/.
+"""Stage: benchmarks. Writes the README's tables out of the files in results/.
 
 `python benchmarks/headline.py` after a run that kept its results; `--check` changes nothing and
 says whether the table is up to date. What always holds: every target that was measured is in the
@@ -49,7 +49,35 @@ def table(found: dict[str, Any]) -> str:
         asked = f"{one.limit()} {one.unit}".removesuffix(" x").strip()
         missed = "" if verdict == "pass" else "missed"
         lines.append(f"| {one.what} | {asked} | {figure(value, one.unit)} | {missed} |")
-    return "\n".join([*lines, "", sources(found)])
+    return "\n".join([*beside(found), *lines, "", sources(found)])
+
+
+# As the rails' question names them.
+PEERS = ("tent", "nixl", "gloo", "mptcp", "mooncake")
+
+
+def beside(found: dict[str, Any]) -> list[str]:
+    """Rails, beside other engines: rates of a transfer, and the longest gap in a stream."""
+    rows = found["rails"]["rows"] if "rails" in found else []
+    lines: dict[str, dict[str, str]] = {}
+    for row in rows:
+        peer = next((name for name in PEERS if row["column"].startswith(name)), None)
+        case = row["case"].removeprefix("fault: ")
+        if peer is None or case == "background traffic":
+            continue
+        if "gap_s" not in row:
+            lines.setdefault(f"{case}, Gbit/s", {})[peer] = f"{row['median']:.2f}"
+            continue
+        failed = f"{row['errors']} of {row['runs']} failed" if row["errors"] else ""
+        gap = figure(row["gap_s"] * 1e3, "ms") if row["errors"] < row["runs"] else ""
+        shown = ", ".join(word for word in (gap, failed) if word)
+        lines.setdefault(f"{case}: longest gap", {})[peer] = shown
+    if not lines:
+        return []
+    table = [f"| four rails | {' | '.join(PEERS)} |", "|---" * (len(PEERS) + 1) + "|"]
+    for what, cells in lines.items():
+        table.append(f"| {what} | {' | '.join(cells.get(peer, '') for peer in PEERS)} |")
+    return [*table, ""]
 
 
 def sources(found: dict[str, Any]) -> str:

@@ -139,7 +139,8 @@ def print_rows(label: str, rows: Sequence[dict[str, Any]]) -> None:
 
 def command() -> str:
     """How this run was started, without the places of this machine."""
-    words = [Path(sys.argv[0]).name, *sys.argv[1:]]
+    root = f"{HERE.parent}/"
+    words = [Path(sys.argv[0]).name, *(word.removeprefix(root) for word in sys.argv[1:])]
     return "python benchmarks/" + " ".join(words)
 
 
