@@ -18,6 +18,7 @@ from results import Question
 MIB = 1 << 20
 WEAK = "rail1"
 DEVICE = "rxe1a"
+MARGIN_S = 1.0  # before a fault and after its end: what is kept for the picture
 
 
 def act(*words: str) -> None:
@@ -86,5 +87,10 @@ def _one(
     time.sleep(1.0)  # The rail is to be in use again before the next fault.
     window = examine(reply, script.done, rail=DEVICE)
     begin = reply["begin"]
-    slices = [[at - begin, size, rail] for at, size, rail in reply["notes"]["delivered"]]
+    first, last = script.done[0] - MARGIN_S, script.done[-1] + MARGIN_S
+    slices = [
+        [round(at - begin, 4), size, rail]
+        for at, size, rail in reply["notes"]["delivered"]
+        if first < at < last
+    ]
     return window, slices, [at - begin for at in script.done]

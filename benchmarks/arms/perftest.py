@@ -19,6 +19,8 @@ MIB = 1 << 20  # what the tools call a MB
 PORT = 18515
 START_S = 10.0
 RUN_S = 120.0
+LEAST = 128  # messages: with fewer, which may all be on the way at once, the tools on two rails run
+# one after the other, and measure their beginning
 TOOLS = ("ib_write_bw", "ib_read_bw", "ib_write_lat")
 
 
@@ -45,16 +47,16 @@ class Rails(Probe):
     def run(self, times: int) -> dict[str, Any]:
         """Seconds as if one after the other: of a half round trip, or of bytes at the sum of the
         rails' rates."""
-        times = max(times, 5)  # The tools refuse fewer.
+        count = max(times, LEAST)
         running = []
         try:
             for place, rail in enumerate(self.rails):
-                running.append(self._start(place, rail.server, rail.server_gid, times))
+                running.append(self._start(place, rail.server, rail.server_gid, count))
             for place in range(len(self.rails)):
                 wait_for_listener(PORT + place)
             clients = []
             for place, rail in enumerate(self.rails):
-                found = self._start(place, rail.client, rail.client_gid, times, rail.address)
+                found = self._start(place, rail.client, rail.client_gid, count, rail.address)
                 running.append(found)
                 clients.append(found)
             figures = [figure(self.tool, *client.communicate(timeout=RUN_S)) for client in clients]

@@ -11,6 +11,7 @@ constexpr double kRateMin = 1e-6;     // 1 kB/s: nothing divides by less
 constexpr double kProbeGain = 1.25;   // the window leaves room to find out that more would go
 constexpr std::uint64_t kAlign = 4096;
 constexpr TimeNs kBaseWindow = 5 * kSecond;
+constexpr TimeNs kLongSlice = 8 * kMillisecond;  // a link's minimum is not worth more time
 constexpr TimeNs kOverdueUnmeasured = 100 * kMillisecond;
 }  // namespace
 
@@ -100,11 +101,17 @@ void RailEstimate::learn_base(TimeNs time, std::uint64_t bytes, TimeNs now) {
   if (time < quickest_next_.time) quickest_next_ = answer;
 }
 
+std::uint64_t RailEstimate::slice_bytes_least() const {
+  if (!measured_) return slice_bytes_min_;
+  const auto soon = std::uint64_t(steady_rate() * double(kLongSlice));
+  return std::clamp(soon, std::min(settings_.slice_bytes_min, slice_bytes_min_), slice_bytes_min_);
+}
+
 std::uint64_t RailEstimate::slice_bytes() const {
+  const std::uint64_t least = slice_bytes_least();
   const auto wanted = std::uint64_t(steady_rate() * double(settings_.slice_time));
   const std::uint64_t most = std::min(slice_bytes_max_, growth_ / 4);
-  const std::uint64_t bytes =
-      std::clamp(wanted, slice_bytes_min_, std::max(most, slice_bytes_min_));
+  const std::uint64_t bytes = std::clamp(wanted, least, std::max(most, least));
   return bytes > kAlign ? bytes / kAlign * kAlign : bytes;
 }
 
@@ -114,7 +121,7 @@ std::uint64_t RailEstimate::window() const {
   // three.
   const double delay = double(settings_.target_delay) + 1.5 * double(round_trip());
   const auto wanted = std::uint64_t(std::min(rate(), kProbeGain * steady_rate()) * delay);
-  return std::max(std::min(growth_, wanted), 2 * slice_bytes_min_);
+  return std::max(std::min(growth_, wanted), 2 * slice_bytes_least());
 }
 
 TimeNs RailEstimate::eta(std::uint64_t bytes) const {

@@ -22,7 +22,8 @@ struct PostStamp {
 
 class RailEstimate {
  public:
-  // `slice_bytes_min`, `slice_bytes_max`: of this link; 0: the settings' values.
+  // `slice_bytes_min`, `slice_bytes_max`: of this link; 0: the settings' values. On a slow link
+  // slices are shorter than its minimum, down to that of the settings: one would take too long.
   RailEstimate(const CoreSettings& settings, double rate_hint, std::uint64_t slice_bytes_min,
                std::uint64_t slice_bytes_max);
 
@@ -51,6 +52,7 @@ class RailEstimate {
   void learn_rate(double sample, bool limited, TimeNs now);
   void learn_base(TimeNs time, std::uint64_t bytes, TimeNs now);
   void learn_steady(std::uint64_t bytes, TimeNs busy);
+  std::uint64_t slice_bytes_least() const;
   TimeNs round_trip() const { return quickest_.time == kNever ? 0 : quickest_.time; }
 
   const CoreSettings& settings_;

@@ -275,16 +275,17 @@ void bind_estimate(py::module_& module) {
       .def_readonly("posted", &PostStamp::posted)
       .def_readonly("due", &PostStamp::due);
   py::class_<OwnedEstimate>(module, "RailEstimate", py::module_local())
-      .def(py::init(
-               [](double rate_hint, std::uint64_t slice_bytes_min, std::uint64_t slice_bytes_max) {
-                 auto settings = std::make_unique<CoreSettings>();
-                 settings->slice_bytes_min = slice_bytes_min;
-                 settings->slice_bytes_max = slice_bytes_max;
-                 const CoreSettings& kept = *settings;
-                 return OwnedEstimate{std::move(settings), RailEstimate(kept, rate_hint, 0, 0)};
-               }),
+      .def(py::init([](double rate_hint, std::uint64_t slice_bytes_min,
+                       std::uint64_t slice_bytes_max, std::uint64_t link_slice_bytes_min) {
+             auto settings = std::make_unique<CoreSettings>();
+             settings->slice_bytes_min = slice_bytes_min;
+             settings->slice_bytes_max = slice_bytes_max;
+             const CoreSettings& kept = *settings;
+             return OwnedEstimate{std::move(settings),
+                                  RailEstimate(kept, rate_hint, link_slice_bytes_min, 0)};
+           }),
            py::arg("rate_hint") = 0.0, py::arg("slice_bytes_min") = 16 << 10,
-           py::arg("slice_bytes_max") = 4 << 20)
+           py::arg("slice_bytes_max") = 4 << 20, py::arg("link_slice_bytes_min") = 0)
       .def("posted", [](OwnedEstimate& e, std::uint64_t bytes,
                         TimeNs now) { return e.estimate.posted(bytes, now); })
       .def("acked", [](OwnedEstimate& e, const PostStamp& stamp, std::uint64_t bytes,
