@@ -31,10 +31,10 @@ def draw(row: dict[str, Any], target: Path) -> None:
         rates: dict[int, float] = defaultdict(float)
         for at, size in slices:
             rates[int(at / BIN_S)] += size / BIN_S / 1e6
-        last = int(max(times) / BIN_S)
+        bins = range(int(min(times) / BIN_S), int(max(times) / BIN_S) + 1)
         below.step(
-            [n * BIN_S for n in range(last + 1)],
-            [rates[n] for n in range(last + 1)],
+            [n * BIN_S for n in bins],
+            [rates[n] for n in bins],
             where="post",
             color=f"C{place}",
         )
