@@ -15,9 +15,9 @@ fi
 # Not a test of the test: that a broken rule is found needs ten thousand schedules each. Nor what
 # asks how soon a death is noticed: here it takes the kernel longer to take the memory away.
 address_tests=(
-  tests/test_{algorithms,bindings,c_api,engine,engine_stress,execution,layout,listener}.py
+  tests/test_{algorithms,bindings,c_api,crowd,engine,engine_stress,execution,layout,listener}.py
   tests/test_{local_transports,rail_estimate,reduce,scheduler,segments,simulator,slicer}.py
-  tests/test_{transport_faults,transport_peers,transports,wire}.py
+  tests/test_{transport_faults,transport_peers,transports,watch,wire}.py
   tests/faults/test_{malformed,peers}.py
   --deselect tests/test_simulator.py::test_a_broken_rule_is_found_within_ten_thousand_schedules
   --deselect tests/test_transport_peers.py::test_death_in_the_middle_of_a_payload

@@ -199,7 +199,7 @@ class _Eyes:
         latency: {"send" | "recv" | "write" | "read": {count, sum_s, max_s, p50_s, p90_s, p99_s,
             p999_s, buckets: [(upper_s, count), ...]}}, of successful transfers, resolved to 1 us;
             buckets that are empty are left out
-        threads: count, progress_sleeps, progress_rests
+        threads: count, progress_sleeps, watches, progress_rests
         """
     def trace(self, on: bool) -> None: ...
     def take_trace(self) -> list[tuple[int, int, str, int, int, int, int, bool]]:

@@ -107,6 +107,7 @@ py::dict stats(Engine& engine) {
   }
   threads["count"] = 2;
   threads["progress_sleeps"] = engine.progress().sleeps();
+  threads["watches"] = engine.progress().watches();
   threads["progress_rests"] = engine.progress().rests();
   out["transfers"] = transfers_of(snapshot.node);
   out["rails"] = rails_of(snapshot);

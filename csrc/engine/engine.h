@@ -13,6 +13,7 @@
 #include "core/node.h"
 #include "engine/c_api.h"
 #include "engine/control_events.h"
+#include "engine/crowd.h"
 #include "engine/exchange.h"
 #include "engine/fork_guard.h"
 #include "engine/held.h"
@@ -68,7 +69,11 @@ class Engine : public std::enable_shared_from_this<Engine> {
 
   explicit Engine(const EngineSettings& settings);
   bool wait_ready(Waitable& what, TimeNs until, bool urgent);
-  bool drive(Wheel::Turn turn, Waitable& what, TimeNs until);  // false: it lost the wheel
+  struct Drive {
+    bool gave_up = false;  // nothing happened for a while; it had the wheel until then
+    TimeNs watch = 0;      // ... and keeps watch until, from here on
+  };
+  Drive drive(Wheel::Turn turn, Waitable& what, TimeNs until, TimeNs spin);
   void await_readers(SegmentId segment);
   void linger();
   void end_everything();
@@ -83,6 +88,7 @@ class Engine : public std::enable_shared_from_this<Engine> {
   ForkGuard fork_guard_;
   Notifier notifier_;
   Wheel wheel_;
+  Crowd crowd_;
   Progress progress_;
   std::unique_ptr<TentEngine> works_;
   std::vector<PeerId> peers_;  // engine lock; those that are alive, and some that were

@@ -12,7 +12,9 @@
 namespace tent {
 namespace {
 
-constexpr TimeNs kSpin = 80 * kMicrosecond;  // polls on after the last movement
+constexpr TimeNs kSpin = 80 * kMicrosecond;         // polls on after the last movement
+constexpr TimeNs kSpinAgain = 10 * kMicrosecond;    // ... where it has slept in this wait before
+constexpr TimeNs kSpinCrowded = 15 * kMicrosecond;  // ... where a yield would cost the processor
 constexpr TimeNs kAlone = 2 * kMicrosecond;  // ... and from here on lets others have the processor
 constexpr int kYieldRounds = 4;
 
@@ -77,20 +79,31 @@ void Engine::await_readers(SegmentId segment) {
 }
 
 bool Engine::wait_ready(Waitable& what, TimeNs until, bool urgent) {
-  while (!what.ready()) {
-    const Wheel::Turn turn = wheel_.take(urgent);
-    const bool gave_up = turn != 0 && drive(turn, what, until);
-    if (what.ready()) break;
-    if (now_ns() >= until) return false;
-    wheel_.sleep(what, until, !gave_up);
+  TimeNs spin = kSpin;
+  Wheel::Turn turn = 0;
+  while (turn != 0 || !what.ready()) {
+    if (turn == 0) turn = wheel_.take(urgent);
+    const Drive drove = turn != 0 ? drive(turn, what, until, spin) : Drive{};
+    turn = 0;
+    if (drove.watch != 0) {
+      turn = progress_.keep_watch(what, drove.watch, urgent);
+      spin = kSpinAgain;
+    } else if (what.ready()) {
+      break;
+    } else if (now_ns() >= until) {
+      return false;
+    } else {
+      wheel_.sleep(what, until, !drove.gave_up);
+    }
   }
   return true;
 }
 
-bool Engine::drive(Wheel::Turn turn, Waitable& what, TimeNs until) {
+Engine::Drive Engine::drive(Wheel::Turn turn, Waitable& what, TimeNs until, TimeNs spin) {
   TimeNs now = now_ns(), moved_at = now;
-  bool ended = false, quiet = false;
-  for (int round = 0; !ended && !quiet && wheel_.holds(turn); ++round) {
+  bool ended = false;
+  Drive drove;
+  for (int round = 0; !ended && !drove.gave_up && wheel_.holds(turn); ++round) {
     // What this waits for may end under another thread's lock; the bells need ours even then.
     const bool locked = lock_.try_lock();
     if (locked || what.ready()) {
@@ -100,18 +113,20 @@ bool Engine::drive(Wheel::Turn turn, Waitable& what, TimeNs until) {
       if (held->poll(now)) moved_at = now_ns();
       now = now_ns();
       ended = what.ready() || now >= until;
-      quiet = !ended && now - moved_at > kSpin;
-      if (ended || quiet) progress_.take_over(quiet);
+      drove.gave_up = !ended && now - moved_at > (crowd_.here(now) ? kSpinCrowded : spin);
+      if (drove.gave_up) drove.watch = progress_.begin_watch(what, now, until);
+      if (ended || (drove.gave_up && drove.watch == 0)) progress_.take_over(drove.gave_up);
     } else {
       now = now_ns();
     }
     lock_.step_back();
-    if (now - moved_at > kAlone && round % kYieldRounds == 0) sched_yield();
+    const bool may_yield = now - moved_at > kAlone && round % kYieldRounds == 0;
+    if (may_yield && !crowd_.here(now)) now = crowd_.yield(now);
     cpu_relax();
   }
-  const bool kept = wheel_.holds(turn);
+  if (!wheel_.holds(turn)) drove.gave_up = false;
   wheel_.leave(turn, now, ended);
-  return kept;
+  return drove;
 }
 
 }  // namespace tent

@@ -1,9 +1,11 @@
 // Stage: engine. Something a thread can wait for: a flag that becomes true once, and a place to
 // sleep. Made ready under the engine lock, slept on without it. No sleeper misses its wake-up: it
-// announces itself in the same word that becomes ready.
+// announces itself in the same word that becomes ready. One of them may sleep elsewhere, in the
+// engine's epoll set (progress.h): it names the eventfd that wakes it up there.
 #pragma once
 
 #include <linux/futex.h>
+#include <sys/eventfd.h>
 #include <sys/syscall.h>
 #include <unistd.h>
 
@@ -32,8 +34,14 @@ class Waitable {
  public:
   bool ready() const { return word_.load(std::memory_order_acquire) & kReady; }
   // True when somebody sleeps on it: call wake() once the engine lock is free.
-  bool make_ready() { return word_.fetch_or(kReady, std::memory_order_acq_rel) & kSleeper; }
-  void wake() { futex_wake(word_); }
+  bool make_ready() {
+    return word_.fetch_or(kReady, std::memory_order_acq_rel) & (kSleeper | kWatcher);
+  }
+  void wake() {
+    const std::uint32_t word = word_.load(std::memory_order_acquire);
+    if (word & kSleeper) futex_wake(word_);
+    if (word & kWatcher) eventfd_write(watcher_.load(std::memory_order_relaxed), 1);
+  }
   // Ends the sleep of all sleepers though nothing is ready.
   void nudge() {
     word_.fetch_add(kNudge, std::memory_order_acq_rel);
@@ -46,10 +54,17 @@ class Waitable {
   void sleep(std::uint32_t announced, TimeNs until) {
     if (!(announced & kReady)) futex_wait(word_, announced, until);
   }
+  // Engine lock, both: in between, the end is also written into the eventfd, which outlives this.
+  void begin_watch(int event_fd) {
+    watcher_.store(event_fd, std::memory_order_relaxed);
+    word_.fetch_or(kWatcher, std::memory_order_acq_rel);
+  }
+  void end_watch() { word_.fetch_and(~kWatcher, std::memory_order_acq_rel); }
 
  private:
-  static constexpr std::uint32_t kReady = 1, kSleeper = 2, kNudge = 4;
+  static constexpr std::uint32_t kReady = 1, kSleeper = 2, kWatcher = 4, kNudge = 8;
   std::atomic<std::uint32_t> word_{0};
+  std::atomic<int> watcher_{-1};
 };
 
 }  // namespace tent
