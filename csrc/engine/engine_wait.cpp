@@ -8,6 +8,7 @@
 
 #include "engine/clock.h"
 #include "engine/engine.h"
+#include "engine/processors.h"
 
 namespace tent {
 namespace {
@@ -88,6 +89,8 @@ bool Engine::wait_ready(Waitable& what, TimeNs until, bool urgent) {
 }
 
 bool Engine::drive(Wheel::Turn turn, Waitable& what, TimeNs until) {
+  const TimeNs alone = one_processor() ? 0 : kAlone;
+  const int yield_rounds = one_processor() ? 1 : kYieldRounds;
   TimeNs now = now_ns(), moved_at = now;
   bool ended = false, quiet = false;
   for (int round = 0; !ended && !quiet && wheel_.holds(turn); ++round) {
@@ -106,7 +109,7 @@ bool Engine::drive(Wheel::Turn turn, Waitable& what, TimeNs until) {
       now = now_ns();
     }
     lock_.step_back();
-    if (now - moved_at > kAlone && round % kYieldRounds == 0) sched_yield();
+    if (now - moved_at > alone && round % yield_rounds == 0) sched_yield();
     cpu_relax();
   }
   const bool kept = wheel_.holds(turn);

@@ -12,11 +12,13 @@
 
 #include "engine/clock.h"
 #include "engine/held.h"
+#include "engine/processors.h"
 
 namespace tent {
 namespace {
 
-constexpr TimeNs kSpin = 10 * kMicrosecond;  // polls on after the last movement
+constexpr TimeNs kSpin = 10 * kMicrosecond;  // polls on after the last movement, if that keeps
+                                             // nobody from running
 constexpr TimeNs kLate = 5 * kMillisecond;   // how late the Node may be called after a long idle
 constexpr TimeNs kSleepBusy =
     10 * kMillisecond;                 // longest sleep while something was going on lately
@@ -91,6 +93,7 @@ void Progress::kick() {
 }
 
 void Progress::run() {
+  const TimeNs spin = one_processor() ? 0 : kSpin;
   TimeNs moved_at = 0;
   for (;;) {
     const std::uint32_t kicks = kicks_.load();
@@ -106,7 +109,7 @@ void Progress::run() {
       Held held(lock_, exchange_, notifier_);
       if (held->poll(now)) {
         moved_at = now_ns();
-      } else if (now - moved_at > kSpin && fall_asleep(now)) {
+      } else if (now - moved_at > spin && fall_asleep(now)) {
         until = wakes_at_;
       }
     }
