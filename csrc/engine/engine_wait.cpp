@@ -23,6 +23,8 @@ bool Engine::wait(Operation& operation, TimeNs until) {
   if (!operation.ready()) {
     if (forked()) check();
     if (!wait_ready(operation, until, operation.urgent)) return false;
+  } else if (one_processor()) {
+    wheel_.passed(now_ns());  // else the progress thread is woken up each time
   }
   operation.waited_for.store(true, std::memory_order_relaxed);
   return true;
