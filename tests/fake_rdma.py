@@ -27,7 +27,7 @@ class Fabric:
 
     def __init__(self) -> None:
         self.library = ctypes.CDLL(fake_verbs())
-        for name in ("regions", "registrations", "pairs"):
+        for name in ("regions", "registrations", "messages", "reads", "pairs"):
             getattr(self.library, f"fake_{name}").restype = ctypes.c_uint64
 
     def rate(self, device: int, bytes_per_s: float, latency_s: float = 0.0) -> None:
@@ -91,6 +91,11 @@ class Fabric:
     def pairs(self) -> int:
         """Queue pairs that exist."""
         return int(self.library.fake_pairs())
+
+
+def posted(fabric: Fabric) -> tuple[int, int]:
+    """Messages and RDMA reads that were ever posted."""
+    return int(fabric.library.fake_messages()), int(fabric.library.fake_reads())
 
 
 @contextlib.contextmanager

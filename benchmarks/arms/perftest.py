@@ -1,7 +1,7 @@
 """Stage: benchmarks, in a player. perftest: what verbs alone can do between two ports.
 
-One player starts server and client of ib_write_bw, ib_read_bw or ib_write_lat on each rail, all
-rails at once, and takes the tools' own figures. They check no payload; the engine's columns do.
+One player starts server and client of a tool on each rail, all rails at once, and takes the tools'
+own figures. They check no payload; the engine's columns do.
 """
 
 from __future__ import annotations
@@ -19,9 +19,8 @@ MIB = 1 << 20  # what the tools call a MB
 PORT = 18515
 START_S = 10.0
 RUN_S = 120.0
-LEAST = 128  # messages: with fewer, which may all be on the way at once, the tools on two rails run
-# one after the other, and measure their beginning
-TOOLS = ("ib_write_bw", "ib_read_bw", "ib_write_lat")
+LEAST = 32  # messages; a case may ask for more
+TOOLS = ("ib_write_bw", "ib_read_bw", "ib_write_lat", "ib_send_lat", "ib_read_lat")
 
 
 @dataclass(frozen=True)
@@ -36,18 +35,25 @@ class Rail:
 
 
 class Rails(Probe):
-    """One tool on some rails at a time. `case`: "bytes", "rails" (fields of Rail)."""
+    """One tool on some rails at a time. `case`: "bytes", "rails" (fields of Rail) and "least".
 
-    def __init__(self, tool: str, case: dict[str, Any]) -> None:
+    On two rails with few messages, which may all be on the way at once, the tools run one after the
+    other and measure their beginning: then "least" asks for more. `half_trips`: how many a time is,
+    of a tool that tells halves of round trips.
+    """
+
+    def __init__(self, tool: str, case: dict[str, Any], half_trips: int = 1) -> None:
         super().__init__()
-        self.tool = tool
+        self.tool, *self._words = tool.split()
+        self._least = case.get("least", LEAST)
+        self._half_trips = half_trips
         self.bytes = case["bytes"]
         self.rails = [Rail(**fields) for fields in case["rails"]]
 
     def run(self, times: int) -> dict[str, Any]:
         """Seconds as if one after the other: of a half round trip, or of bytes at the sum of the
         rails' rates."""
-        count = max(times, LEAST)
+        count = max(times, self._least)
         running = []
         try:
             for place, rail in enumerate(self.rails):
@@ -67,13 +73,13 @@ class Rails(Probe):
                 one.kill()
                 one.communicate()
         if self.tool.endswith("_lat"):
-            return {"seconds": figures[0] * 1e-6 * times}
+            return {"seconds": figures[0] * 1e-6 * self._half_trips * times}
         return {"seconds": self.bytes * times / (sum(figures) * MIB)}
 
     def _start(
         self, place: int, device: str, gid: int, times: int, *address: str
     ) -> subprocess.Popen[str]:
-        words = [self.tool, "-d", device, "-x", str(gid), "-p", str(PORT + place)]
+        words = [self.tool, *self._words, "-d", device, "-x", str(gid), "-p", str(PORT + place)]
         words += ["-s", str(self.bytes), "-n", str(times), "-F"]
         words += [] if self.tool.endswith("_lat") else ["-N"]
         return subprocess.Popen(
@@ -128,8 +134,20 @@ class PerftestArm(Arm):
         return Rails("ib_read_bw", case)
 
     def offer_latency(self, case: dict[str, Any]) -> Probe:
-        """ib_write_lat."""
+        """ib_write_lat: half a round trip, with both ends polling."""
         return Rails("ib_write_lat", case)
+
+    def offer_message(self, case: dict[str, Any]) -> Probe:
+        """ib_send_lat: half a round trip, with both ends asleep until a completion comes."""
+        return Rails("ib_send_lat -e", case)
+
+    def offer_message_and_answer(self, case: dict[str, Any]) -> Probe:
+        """The same, there and back."""
+        return Rails("ib_send_lat -e", case, half_trips=2)
+
+    def offer_small_read(self, case: dict[str, Any]) -> Probe:
+        """ib_read_lat, asleep until its completion comes; it tells whole reads."""
+        return Rails("ib_read_lat -e", case)
 
 
 ARM = PerftestArm

@@ -18,8 +18,12 @@ LinkView Link::view() const {
 
 void Link::stamp(FrameHeader& header, Unacked unacked, TimeNs now) {
   header.sequence = unacked.sequence = next_sequence_++;
-  unacked.cost = sizeof(FrameHeader) + header.body_bytes;
-  unacked.stamp = estimate_.posted(unacked.cost, now);
+  if ((header.flags & kAckLater) != 0) {
+    unacked.stamp = estimate_.posted_aside(now);
+  } else {
+    unacked.cost = sizeof(FrameHeader) + header.body_bytes;
+    unacked.stamp = estimate_.posted(unacked.cost, now);
+  }
   unacked_.push_back(std::move(unacked));
   stamp_ack(header);
   last_said_ = now;
@@ -30,7 +34,19 @@ TimeNs Link::idle_since() const {
   return std::max(last_heard_, last_said_);
 }
 
-void Link::stamp_ack(FrameHeader& header) { header.ack = ack_sent_ = consumed(); }
+void Link::stamp_ack(FrameHeader& header) {
+  header.ack = ack_sent_ = consumed();
+  ack_waits_until_ = kNever;
+}
+
+void Link::took(const FrameHeader& header, TimeNs now) {
+  ++arrived_;
+  if ((header.flags & kAckLater) == 0) {
+    awaited_ = arrived_;
+  } else if (ack_waits_until_ == kNever) {
+    ack_waits_until_ = now + ack_delay_;
+  }
+}
 
 std::deque<Unacked> Link::take_unacked() {
   for (const Unacked& frame : unacked_) estimate_.lost(frame.cost);

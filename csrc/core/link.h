@@ -2,6 +2,7 @@
 // unacknowledged, and the estimate that learns from it. Pure; one thread. Owned by Session.
 #pragma once
 
+#include <algorithm>
 #include <cstdint>
 #include <deque>
 
@@ -25,7 +26,7 @@ constexpr bool is_alone(Twin twin) { return twin == Twin::None || twin == Twin::
 struct Unacked {  // a frame on its way
   std::uint64_t sequence = 0;
   FrameKind kind = FrameKind::Ping;
-  std::uint64_t cost = 0;     // bytes on the link
+  std::uint64_t cost = 0;     // bytes on the link; 0: its acknowledgement may wait
   TransferId flow = 0;        // Slice
   SliceSpan span;             // Slice
   Twin twin = Twin::None;     // Slice
@@ -45,6 +46,7 @@ class Link {
   Link(LinkId id, const LinkInfo& info, const CoreSettings& settings, TimeNs now)
       : id_(id),
         info_(info),
+        ack_delay_(settings.ack_delay),
         estimate_(settings, info.rate_hint, slice_bytes_min_of(info.kind), info.slice_bytes_max),
         last_heard_(now),
         last_said_(now) {}
@@ -66,7 +68,11 @@ class Link {
     while (!unacked_.empty() && unacked_.front().sequence <= sequence) {
       const Unacked frame = unacked_.front();
       unacked_.pop_front();
-      estimate_.acked(frame.stamp, frame.cost, now);
+      if (frame.cost == 0) {
+        estimate_.acked_aside(frame.stamp, now);
+      } else {
+        estimate_.acked(frame.stamp, frame.cost, now);
+      }
       each(frame);
     }
     return true;
@@ -78,17 +84,24 @@ class Link {
 
   // Incoming: false when the number is not the next one.
   bool arrives(const FrameHeader& header, TimeNs now);
-  void took() { ++arrived_; }  // a frame, all of it
+  void took(const FrameHeader& header, TimeNs now);  // a frame, all of it
   void places(std::uint64_t sequence) { placing_.push_back(sequence), ++arrived_; }  // a slice
   // Slices are in place in the order of their headers, though other frames may come in between.
   bool placed(std::uint64_t sequence) {
     if (placing_.empty() || placing_.front() != sequence) return false;
     placing_.pop_front();
+    awaited_ = std::max(awaited_, sequence);
     return true;
   }
   // Everything up to here is done with.
   std::uint64_t consumed() const { return placing_.empty() ? arrived_ : placing_.front() - 1; }
   bool owes_ack() const { return consumed() != ack_sent_; }
+  // One that nobody waits for rides with the next frame, or goes when its time has come.
+  bool must_ack(TimeNs now) const {
+    return owes_ack() && (awaited_ > ack_sent_ || ack_waits_until_ <= now ||
+                          arrived_ - ack_sent_ >= kAcksHeldMax);
+  }
+  TimeNs ack_due() const { return owes_ack() ? ack_waits_until_ : kNever; }
   TimeNs last_heard() const { return last_heard_; }
   // Since when nothing was carried, either way; kNever: there is something under way.
   TimeNs idle_since() const;
@@ -103,10 +116,15 @@ class Link {
   LinkStats stats;  // counters only; the rest is filled in when asked
 
  private:
+  static constexpr std::uint64_t kAcksHeldMax = 32;  // far below what the control stream may send
+
   LinkId id_;
   LinkInfo info_;
+  TimeNs ack_delay_;
   RailEstimate estimate_;
   std::uint64_t next_sequence_ = 1, arrived_ = 0, ack_sent_ = 0;
+  std::uint64_t awaited_ = 0;  // the last frame that is done with and whose sender waits for that
+  TimeNs ack_waits_until_ = kNever;
   std::deque<Unacked> unacked_;
   std::deque<std::uint64_t> placing_;  // slices whose header came and whose bytes are on the way
   TimeNs last_heard_, last_said_;

@@ -35,11 +35,23 @@ PostStamp RailEstimate::posted(std::uint64_t bytes, TimeNs now) {
   stamp.delivered = delivered_;
   in_flight_ += bytes;
   stamp.limited = in_flight_ * 2 < window();
-  const TimeNs predicted = TimeNs(double(in_flight_) / steady_rate()) + base_latency();
+  stamp.due = due(now, 0);
+  return stamp;
+}
+
+PostStamp RailEstimate::posted_aside(TimeNs now) const {
+  PostStamp stamp;
+  stamp.posted = now;
+  stamp.due = due(now, settings_.ack_delay);
+  return stamp;
+}
+
+// For what is posted now, after everything in flight; `wait`: how long the answer may be held back.
+TimeNs RailEstimate::due(TimeNs now, TimeNs wait) const {
+  const TimeNs predicted = eta(0) + wait;
   const TimeNs patience =
       std::max(settings_.overdue_min, TimeNs(settings_.overdue_factor * double(predicted)));
-  stamp.due = now + (measured_ ? patience : std::max(patience, kOverdueUnmeasured));
-  return stamp;
+  return now + (measured_ ? patience : std::max(patience, kOverdueUnmeasured));
 }
 
 void RailEstimate::acked(const PostStamp& stamp, std::uint64_t bytes, TimeNs now) {

@@ -28,6 +28,10 @@ class RailEstimate {
                std::uint64_t slice_bytes_max);
 
   PostStamp posted(std::uint64_t bytes, TimeNs now);
+  // A small frame whose acknowledgement may wait: it counts as nothing in flight, and its answer
+  // says only what the base latency is at most.
+  PostStamp posted_aside(TimeNs now) const;
+  void acked_aside(const PostStamp& stamp, TimeNs now) { learn_base(now - stamp.posted, 0, now); }
   void acked(const PostStamp& stamp, std::uint64_t bytes, TimeNs now);
   void lost(std::uint64_t bytes) { in_flight_ -= bytes; }  // teaches nothing else
 
@@ -53,6 +57,7 @@ class RailEstimate {
   void learn_base(TimeNs time, std::uint64_t bytes, TimeNs now);
   void learn_steady(std::uint64_t bytes, TimeNs busy);
   std::uint64_t slice_bytes_least() const;
+  TimeNs due(TimeNs now, TimeNs wait) const;
   TimeNs round_trip() const { return quickest_.time == kNever ? 0 : quickest_.time; }
 
   const CoreSettings& settings_;

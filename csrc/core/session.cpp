@@ -9,6 +9,11 @@
 
 namespace tent {
 
+namespace {
+// The acknowledgement of a control message so small may wait, unless a send ends with it.
+constexpr std::size_t kAsideBytesMax = 256;
+}  // namespace
+
 Session::Session(SessionHost host, PeerId peer, std::string name)
     : host_(host),
       peer_(peer),
@@ -161,7 +166,7 @@ bool Session::frame(LinkId id, const FrameHeader& header, std::span<const std::u
   Link* link = links_.find(id);
   if (link == nullptr) return true;  // closed meanwhile
   if (!heard(*link, header, now)) return false;
-  if (header.kind != FrameKind::Ack) link->took();
+  if (header.kind != FrameKind::Ack) link->took(header, now);
   if (header.kind == FrameKind::Open) {
     Opening opening;
     if (!decode(body, opening) || !dialogue_.on_open(header.flow, std::move(opening), now)) {
@@ -268,6 +273,7 @@ void Session::flush(TimeNs now) {
 
 void Session::post(Link& link, Frame frame, Unacked unacked, TimeNs now) {
   frame.header.eager_consumed = eager_consumed_said_ = dialogue_.eager_consumed();
+  eager_said_by_ = kNever;
   if (frame.body) frame.header.body_bytes = std::uint32_t(frame.body->size());
   if (frame.header.kind == FrameKind::Ack) {
     link.stamp_ack(frame.header);
@@ -288,6 +294,7 @@ void Session::post_control(TimeNs now) {
     Unacked unacked;
     unacked.control = entry->number;
     control_.sent(entry->number);
+    if (!entry->ends && entry->body->size() <= kAsideBytesMax) frame.header.flags |= kAckLater;
     Link& link = *links_.quickest();
     if (Transfer* transfer = transfer_of(entry->flow)) {
       transfer->count(link.info().rail, transfer->report.bytes);
@@ -336,6 +343,7 @@ void Session::post_slice(Link& link, Outbound& outbound, SliceSpan span, Twin tw
     Frame open;
     open.header.kind = FrameKind::Open;
     open.header.flow = outbound.flow;
+    open.header.flags |= kAckLater;  // the slice's serves it, too
     open.body = outbound.opening;
     post(link, std::move(open), {}, now);
   }
@@ -370,11 +378,16 @@ void Session::post_acks(TimeNs now) {
       link->last_ping = now;
       frame.header.kind = FrameKind::Ping;
       post(*link, std::move(frame), {}, now);
-    } else if (link->owes_ack()) {
+    } else if (link->must_ack(now)) {
       post(*link, std::move(frame), {}, now);
     }
   }
-  if (eager_consumed_said_ != dialogue_.eager_consumed()) post(*links_.quickest(), {}, {}, now);
+  const std::uint64_t unsaid = dialogue_.eager_consumed() - eager_consumed_said_;
+  if (unsaid == 0) return;
+  eager_said_by_ = std::min(eager_said_by_, now + host_.settings.ack_delay);
+  if (now >= eager_said_by_ || unsaid >= host_.settings.eager_bytes_max / 4) {
+    post(*links_.quickest(), {}, {}, now);
+  }
 }
 
 }  // namespace tent

@@ -100,6 +100,7 @@ class Session final : private Carrier {
   ControlStream control_;
   Dialogue dialogue_;
   std::uint64_t eager_consumed_said_ = 0;
+  TimeNs eager_said_by_ = kNever;  // what is not said yet may wait for a frame until then
   int interest_ = 0;
   Silence silence_;
   TimeNs next_dial_ = 0, next_probe_ = 0;

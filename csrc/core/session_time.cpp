@@ -28,6 +28,9 @@ TimeNs Session::tick(TimeNs now) {
                      now + std::max<TimeNs>(kMillisecond, host_.settings.peer_timeout / 8)});
   }
   flush(now);
+  for (const auto& [id, link] : links_.all()) {
+    next = std::min({next, link->ack_due(), eager_said_by_});
+  }
   return std::min(next, rest_idle(now));
 }
 

@@ -16,6 +16,7 @@ struct CoreSettings {
   TimeNs target_delay = 4 * kMillisecond;     // work kept in flight on a rail
   TimeNs overdue_min = 20 * kMillisecond;     // a slice is never overdue before
   double overdue_factor = 4;                  // ... nor before this times its prediction
+  TimeNs ack_delay = 4 * kMillisecond;        // how long an acknowledgement waits for company
   TimeNs peer_timeout = 10 * kSecond;         // a silent peer is lost after
   TimeNs keepalive = 1 * kSecond;             // idle links with waiting transfers are pinged
   TimeNs rest_after = kNever;  // an RDMA link that carried nothing for so long is closed

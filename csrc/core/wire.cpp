@@ -256,8 +256,8 @@ bool decode(std::span<const std::uint8_t> body, Opening& opening) {
 }
 
 bool well_formed(const FrameHeader& header) {
-  if (header.magic != kMagic || header.reserved != 0 || (header.flags & ~kHasCrc) != 0)
-    return false;
+  if (header.magic != kMagic || header.reserved != 0) return false;
+  if ((header.flags & ~(kHasCrc | kAckLater)) != 0) return false;
   if (header.body_bytes > kBodyBytesMax) return false;
   switch (header.kind) {
     case FrameKind::Slice:

@@ -12,6 +12,7 @@
 #include <atomic>
 
 #include "engine/clock.h"
+#include "engine/processors.h"
 
 namespace tent {
 
@@ -28,7 +29,7 @@ class Crowd {
   }
   void learn(TimeNs began, TimeNs over) {
     const TimeNs lasts = lasts_.load(std::memory_order_relaxed);
-    if (over - began > kTooLong) {
+    if (over - began > (one_processor() ? kSlice : kTooLong)) {
       until_.store(over + lasts, std::memory_order_relaxed);
       lasts_.store(std::min(2 * lasts, kLongest), std::memory_order_relaxed);
     } else if (lasts != kShortest && over - until_.load(std::memory_order_relaxed) > lasts) {
@@ -38,6 +39,7 @@ class Crowd {
 
  private:
   static constexpr TimeNs kTooLong = 200 * kMicrosecond;
+  static constexpr TimeNs kSlice = 2 * kMillisecond;  // one processor: a peer may need some time
   static constexpr TimeNs kShortest = 5 * kMillisecond, kLongest = 80 * kMillisecond;
   std::atomic<TimeNs> until_{0}, lasts_{kShortest};
 };

@@ -8,6 +8,7 @@
 
 #include "engine/clock.h"
 #include "engine/engine.h"
+#include "engine/processors.h"
 
 namespace tent {
 namespace {
@@ -24,6 +25,8 @@ bool Engine::wait(Operation& operation, TimeNs until) {
   if (!operation.ready()) {
     if (forked()) check();
     if (!wait_ready(operation, until, operation.urgent)) return false;
+  } else if (one_processor()) {
+    wheel_.passed(now_ns());  // else the progress thread is woken up each time
   }
   operation.waited_for.store(true, std::memory_order_relaxed);
   return true;
@@ -100,6 +103,9 @@ bool Engine::wait_ready(Waitable& what, TimeNs until, bool urgent) {
 }
 
 Engine::Drive Engine::drive(Wheel::Turn turn, Waitable& what, TimeNs until, TimeNs spin) {
+  const TimeNs alone = one_processor() ? 0 : kAlone;
+  const int yield_rounds = one_processor() ? 1 : kYieldRounds;
+  const TimeNs crowded = one_processor() ? 0 : kSpinCrowded;
   TimeNs now = now_ns(), moved_at = now;
   bool ended = false;
   Drive drove;
@@ -113,14 +119,14 @@ Engine::Drive Engine::drive(Wheel::Turn turn, Waitable& what, TimeNs until, Time
       if (held->poll(now)) moved_at = now_ns();
       now = now_ns();
       ended = what.ready() || now >= until;
-      drove.gave_up = !ended && now - moved_at > (crowd_.here(now) ? kSpinCrowded : spin);
+      drove.gave_up = !ended && now - moved_at > (crowd_.here(now) ? crowded : spin);
       if (drove.gave_up) drove.watch = progress_.begin_watch(what, now, until);
       if (ended || (drove.gave_up && drove.watch == 0)) progress_.take_over(drove.gave_up);
     } else {
       now = now_ns();
     }
     lock_.step_back();
-    const bool may_yield = now - moved_at > kAlone && round % kYieldRounds == 0;
+    const bool may_yield = now - moved_at > alone && round % yield_rounds == 0;
     if (may_yield && !crowd_.here(now)) now = crowd_.yield(now);
     cpu_relax();
   }

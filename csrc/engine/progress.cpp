@@ -14,11 +14,13 @@
 
 #include "engine/clock.h"
 #include "engine/held.h"
+#include "engine/processors.h"
 
 namespace tent {
 namespace {
 
-constexpr TimeNs kSpin = 10 * kMicrosecond;      // polls on after the last movement
+constexpr TimeNs kSpin = 10 * kMicrosecond;      // polls on after the last movement, if that keeps
+                                                 // nobody from running
 constexpr TimeNs kSpinMost = 50 * kMicrosecond;  // ... where a peer rings again sooner than that
 constexpr TimeNs kLate = 5 * kMillisecond;  // how late the Node may be called after a long idle
 constexpr TimeNs kSleepBusy =
@@ -38,7 +40,7 @@ Progress::Progress(int wait_set, Lock& lock, Exchange& exchange, Notifier& notif
       exchange_(exchange),
       notifier_(notifier),
       wheel_(wheel),
-      spin_(kSpin) {
+      spin_(one_processor() ? 0 : kSpin) {
   epoll_event event{};
   event.events = EPOLLIN;
   event.data.fd = kick_fd_.get();
@@ -173,6 +175,7 @@ TimeNs Progress::bedtime(TimeNs now) const {
 // As a hypervisor polls for a halted guest: a peer that rings again at once is worth spinning for,
 // as to be woken costs both ends more; a long sleep shows that it was not.
 void Progress::learn(bool rang, TimeNs slept) {
+  if (one_processor()) return;
   spin_ = rang && slept < kSpinMost ? std::min(2 * spin_, kSpinMost) : kSpin;
 }
 

@@ -39,6 +39,8 @@ class Wheel {
     if (!driver_.compare_exchange_strong(mine, 0, std::memory_order_seq_cst)) return;
     if (back_soon && sleeping_.load(std::memory_order_seq_cst) != 0) wake_one();
   }
+  // A wait ended without driving, and another one is likely to follow.
+  void passed(TimeNs now) { left_at_.store(now, std::memory_order_relaxed); }
   bool taken() const { return driver_.load(std::memory_order_seq_cst) != 0; }
   bool in_use(TimeNs now) const {
     return taken() || now - left_at_.load(std::memory_order_relaxed) < kRest;

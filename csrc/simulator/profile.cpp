@@ -25,6 +25,7 @@ void draw_settings(Random& random, CoreSettings& settings) {
   settings.target_delay = random.between(20, 200) * kMicrosecond;
   settings.overdue_min = random.between(300, 2000) * kMicrosecond;
   settings.overdue_factor = 4;
+  settings.ack_delay = settings.overdue_min / 5;
   settings.peer_timeout = random.between(30, 80) * kMillisecond;
   if (random.chance(0.1)) settings.peer_timeout *= 10;
   settings.keepalive = random.between(2, 8) * kMillisecond;

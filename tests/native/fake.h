@@ -96,7 +96,7 @@ struct World {
   std::set<Queue*> queues;
   std::uint32_t next_number = 17;
   double retry_s = 0.1;
-  std::uint64_t registrations = 0;
+  std::uint64_t registrations = 0, messages = 0, reads = 0;  // that were ever made or posted
 };
 
 World& world();

@@ -42,6 +42,7 @@ int post_send(ibv::Qp* on, ibv::SendWr* wr, ibv::SendWr**) {
   Guard guard(w.mutex);
   auto& pair = *static_cast<Pair*>(on);
   for (; wr != nullptr; wr = wr->next) {
+    ++(wr->opcode == ibv::kSend ? w.messages : w.reads);
     Work work{*wr, {wr->sg_list, wr->sg_list + wr->num_sge}, {}, 0, Clock::now(), {}};
     for (const ibv::Sge& sge : work.sges) {
       work.bytes += sge.length;
@@ -367,6 +368,14 @@ EXPORT std::uint64_t fake_regions() {
 EXPORT std::uint64_t fake_registrations() {
   Guard guard(world().mutex);
   return world().registrations;
+}
+EXPORT std::uint64_t fake_messages() {
+  Guard guard(world().mutex);
+  return world().messages;
+}
+EXPORT std::uint64_t fake_reads() {
+  Guard guard(world().mutex);
+  return world().reads;
 }
 EXPORT std::uint64_t fake_pairs() {
   Guard guard(world().mutex);
