@@ -137,7 +137,8 @@ def test_slices_are_half_a_millisecond_of_work_within_bounds(rate: float, base: 
 def test_a_links_own_minimum_is_for_quick_links(rate: float, base: int) -> None:
     """A slice costs an RDMA link much, however long it is; but none takes more than 8 ms for it."""
     wire = Wire(rate, base, RailEstimate(link_slice_bytes_min=256 * KIB))
-    assert wire.estimate.slice_bytes == 256 * KIB
+    assert wire.estimate.slice_bytes == 16 * KIB  # nothing long before anything is known
+    assert wire.estimate.window == 64 * KIB
     wire.send(int(rate * 200 * MS))
     assert min(256 * KIB, int(rate * 4 * MS)) <= wire.estimate.slice_bytes
     assert wire.estimate.slice_bytes <= max(16 * KIB, rate * 10 * MS)

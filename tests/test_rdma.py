@@ -6,12 +6,11 @@ import errno
 import os
 import random
 import struct
-from collections.abc import Iterator
 
 import numpy as np
 import pytest
 
-from tests.fake_rdma import Fabric, whole_fabric
+from tests.fake_rdma import Fabric
 from tests.pairs import until
 from tests.transport_links import (
     FLOW,
@@ -27,22 +26,11 @@ from tests.transport_links import (
     summary,
 )
 
+pytest_plugins = ["tests.rdma_fixtures"]
 pytestmark = pytest.mark.timeout(300)  # the first test compiles the module
 
 OURS, THEIRS = 0, 1  # the devices of sides a and b
 RETRY_EXCEEDED, REMOTE_ACCESS = 12, 10
-
-
-@pytest.fixture
-def fabric() -> Iterator[Fabric]:
-    with whole_fabric() as made:
-        yield made
-
-
-@pytest.fixture
-def links(fabric: Fabric) -> Iterator[Links]:
-    with Links("rdma") as made:
-        yield made
 
 
 def downs(links: Links) -> tuple[list[str], list[str]]:

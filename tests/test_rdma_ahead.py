@@ -5,20 +5,20 @@ from __future__ import annotations
 
 import errno
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from tests.contract_module import fake_verbs
-from tests.fake_rdma import Fabric, whole_fabric
+from tests.fake_rdma import Fabric
 from tests.fake_sysfs import FakePort, FakeSysfs, roce_gids
 from tests.pairs import until
 from tests.transport_links import LINK, MIB, Links, address, one_flow, post_slice
 from torch_tent.rdma_measure import TRIED_BYTES, registration
 from torch_tent.settings import Settings
 
+pytest_plugins = ["tests.rdma_fixtures"]
 pytestmark = pytest.mark.timeout(300)  # the first test compiles the module
 
 OURS, THEIRS = 0, 1  # the devices of sides a and b
@@ -26,18 +26,6 @@ PIECE = 32 * MIB
 PIECES, AHEAD = 8, 4
 OWNER = 7
 LONG_S, SHORT_S = 20.0, 0.2
-
-
-@pytest.fixture
-def fabric() -> Iterator[Fabric]:
-    with whole_fabric() as made:
-        yield made
-
-
-@pytest.fixture
-def links(fabric: Fabric) -> Iterator[Links]:
-    with Links("rdma") as made:
-        yield made
 
 
 @pytest.fixture

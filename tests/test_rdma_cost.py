@@ -3,25 +3,20 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 import pytest
 import torch
 
-from tests.fake_rdma import Fabric, posted, pretend, whole_fabric
+from tests.fake_rdma import Fabric, posted
 from tests.pairs import until
 from tests.test_rdma_rails import Two, noise
 
+pytest_plugins = ["tests.rdma_fixtures"]
+pytestmark = pytest.mark.usefixtures("rdma_host")
+
 KIB = 1 << 10
 TURNS = 40
-
-
-@pytest.fixture
-def fabric(monkeypatch: pytest.MonkeyPatch) -> Iterator[Fabric]:
-    pretend(monkeypatch)
-    with whole_fabric() as made:
-        until(lambda: made.pairs == 0)  # of engines before
-        yield made
 
 
 class OneRail(Two):

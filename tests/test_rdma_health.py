@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 from pathlib import Path
 
 import pytest
+import torch
 
+import torch_tent as tent
 from tests.fake_sysfs import FakePort, FakeSysfs, roce_gids
 from torch_tent import hardware, rdma_health, topology
 from torch_tent.hardware import Found
 from torch_tent.settings import Settings
 
+MIB = 1 << 20
 LINK_LOCAL = "fe80:0000:0000:0000:ba59:9fff:fe12:3456"
 
 
@@ -159,3 +163,17 @@ def test_path_mtus_that_differ_or_are_small_are_said_once(host: Host) -> None:
     assert "ports differ (mlx5_0:1 4096, mlx5_1:1 1024)" in text
     assert "on ens1," in advice
     assert "small packets (mlx5_1:1 1024)" in host.findings("mlx5_1")["RDMA path MTU"][2]
+
+
+def test_required_rdma_that_cannot_be_is_an_error_with_the_reason() -> None:
+    """Engines of this very host, which has no RDMA ports."""
+    x = torch.zeros(MIB, dtype=torch.uint8)
+    with contextlib.ExitStack() as stack:
+        near, far = tent.Engine(tent.Settings()), tent.Engine(tent.Settings())
+        stack.callback(near.close)
+        stack.callback(far.close)
+        remote = near.open(far.register(torch.zeros_like(x), access="write").ticket())
+        with pytest.raises(tent.TransferError, match=r"cannot be met.*no RDMA port"):
+            near.write(x, remote, require="rdma").wait(10)
+        with pytest.raises(tent.SettingsError, match="fake0"):
+            tent.Engine(tent.Settings(rdma_devices=("fake0",)))

@@ -6,25 +6,18 @@ from __future__ import annotations
 import errno
 import gc
 import threading
-from collections.abc import Iterator
 
 import pytest
 import torch
 
 import torch_tent as tent
-from tests.fake_rdma import Fabric, pretend, whole_fabric
+from tests.fake_rdma import Fabric
 from tests.pairs import until
 from tests.test_rdma_rails import MIB, Two, noise
 from torch_tent import storages
 
-pytestmark = pytest.mark.timeout(120)
-
-
-@pytest.fixture
-def fabric(monkeypatch: pytest.MonkeyPatch) -> Iterator[Fabric]:
-    pretend(monkeypatch)
-    with whole_fabric() as made:
-        yield made
+pytest_plugins = ["tests.rdma_fixtures"]
+pytestmark = [pytest.mark.timeout(120), pytest.mark.usefixtures("rdma_host")]
 
 
 class Ready(Two):

@@ -4,27 +4,20 @@ from __future__ import annotations
 
 import errno
 import time
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
 import torch
 
 import torch_tent as tent
-from tests.fake_rdma import Fabric, pretend, whole_fabric
+from tests.fake_rdma import Fabric
 from tests.pairs import until
 
-pytestmark = pytest.mark.timeout(120)
+pytest_plugins = ["tests.rdma_fixtures"]
+pytestmark = [pytest.mark.timeout(120), pytest.mark.usefixtures("rdma_host")]
 
 MIB = 1 << 20
 RAILS = ["rdma fake0/1>fake1/1", "rdma fake2/1>fake3/1"]
-
-
-@pytest.fixture
-def fabric(monkeypatch: pytest.MonkeyPatch) -> Iterator[Fabric]:
-    pretend(monkeypatch)
-    with whole_fabric() as made:
-        yield made
 
 
 class Two:
@@ -178,6 +171,36 @@ def test_refused_registrations_are_said_once_in_the_log(
         segment.close()
 
 
+@pytest.mark.parametrize("local", ["shm", "cma"])
+def test_rdma_memory_of_the_host_and_tcp_carry_one_transfer_together(
+    fabric: Fabric, local: str
+) -> None:
+    """They are one pool: each slice goes to the link that ends it soonest."""
+    for device in range(4):
+        fabric.rate(device, 1e9, 20e-6)
+    with Two(local, "tcp") as two:
+        memory, segment, remote = two.landing(32 * MIB)
+        x = noise(32 * MIB)
+        for kind in ("rdma", "tcp"):  # within a host, they are dialed when they are asked for
+            two.near.write(x, remote, require=kind).wait(20)
+        kinds = {rail["rail"]: rail["kind"] for rail in links(two)}
+        assert {"rdma", "tcp", local} <= set(kinds.values())
+        least = dict.fromkeys(("rdma", "tcp", local), 0)
+
+        def all_carry() -> bool:  # what each can do is learned on the way
+            memory.zero_()
+            transfer = two.near.write(x, remote)
+            transfer.wait(20)
+            assert torch.equal(memory, x)
+            for kind in least:
+                shares = transfer.report()["rails"]
+                least[kind] = sum(n for rail, n in shares.items() if kinds.get(rail) == kind)
+            return min(least.values()) >= MIB
+
+        until(all_carry, 60)
+        segment.close()
+
+
 def wanted(two: Two, remote: tent.RemoteSegment, x: torch.Tensor) -> list[dict[str, object]]:
     """The links, after a transfer that may use any of them."""
     two.near.write(x, remote, require="tcp").wait(20)
@@ -194,23 +217,6 @@ def test_nothing_stays_registered_or_open(fabric: Fabric) -> None:
         assert fabric.regions > before[0]
         segment.close()
     until(lambda: (fabric.regions, fabric.pairs) == before)  # a thread of its own ends the pairs
-
-
-def test_required_rdma_that_cannot_be_is_an_error_with_the_reason() -> None:
-    with Without() as two:
-        x = noise(MIB)
-        remote = two.near.open(two.far.register(torch.zeros_like(x), access="write").ticket())
-        with pytest.raises(tent.TransferError, match=r"cannot be met.*no RDMA port"):
-            two.near.write(x, remote, require="rdma").wait(10)
-        with pytest.raises(tent.SettingsError, match="fake0"):
-            tent.Engine(tent.Settings(rdma_devices=("fake0",)))
-
-
-class Without(Two):
-    """Engines on a host without RDMA ports."""
-
-    def __init__(self) -> None:
-        self.near, self.far = tent.Engine(tent.Settings()), tent.Engine(tent.Settings())
 
 
 def test_silent_loss_on_one_rail_is_not_seen_by_the_caller(fabric: Fabric) -> None:

@@ -6,29 +6,21 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
 import torch
 
 import torch_tent as tent
-from tests.fake_rdma import Fabric, pretend, whole_fabric
+from tests.fake_rdma import Fabric
 from tests.pairs import until
 from tests.test_rdma_rails import MIB, RAILS, Two, noise
 
-pytestmark = pytest.mark.timeout(120)
+pytest_plugins = ["tests.rdma_fixtures"]
+pytestmark = [pytest.mark.timeout(120), pytest.mark.usefixtures("rdma_host")]
 
 IDLE_S = 0.3
 NEVER_S = 3600.0
-
-
-@pytest.fixture
-def fabric(monkeypatch: pytest.MonkeyPatch) -> Iterator[Fabric]:
-    pretend(monkeypatch)
-    with whole_fabric() as made:
-        until(lambda: made.pairs == 0)  # of engines before
-        yield made
 
 
 def rdma_rails(engine: tent.Engine) -> list[dict[str, Any]]:

@@ -22,7 +22,7 @@ RailEstimate::RailEstimate(const CoreSettings& settings, double rate_hint,
                                             : std::min(slice_bytes_max, settings.slice_bytes_max)) {
   slice_bytes_min_ = std::min(std::max(slice_bytes_min, settings.slice_bytes_min),
                               std::max(slice_bytes_max_, settings.slice_bytes_min));
-  growth_ = 4 * slice_bytes_min_;
+  growth_ = 4 * slice_bytes_least();
   current_max_ = rate_hint > 0 ? std::max(rate_hint, kRateMin) : kRatePrior;
 }
 
@@ -114,9 +114,9 @@ void RailEstimate::learn_base(TimeNs time, std::uint64_t bytes, TimeNs now) {
 }
 
 std::uint64_t RailEstimate::slice_bytes_least() const {
-  if (!measured_) return slice_bytes_min_;
-  const auto soon = std::uint64_t(steady_rate() * double(kLongSlice));
-  return std::clamp(soon, std::min(settings_.slice_bytes_min, slice_bytes_min_), slice_bytes_min_);
+  const std::uint64_t least = std::min(settings_.slice_bytes_min, slice_bytes_min_);
+  if (!measured_) return least;  // it may be slow: nothing long before anything is known of it
+  return std::clamp(std::uint64_t(steady_rate() * double(kLongSlice)), least, slice_bytes_min_);
 }
 
 std::uint64_t RailEstimate::slice_bytes() const {
