@@ -12,8 +12,9 @@ import ctypes
 import functools
 import time
 from collections.abc import Callable
-from typing import ClassVar
+from typing import Any, ClassVar
 
+import numpy as np
 import torch
 
 from tests.native_modules import native_module
@@ -46,6 +47,8 @@ class Fake:
         cuda.LIBRARY = self.c.__file__
         cuda.why_not.cache_clear()
         cuda.current_stream = lambda device: 0 if device == cuda.HOST else self.stream
+        cuda.share = self.share
+        cuda.follow = lambda stream, tensor: setattr(self, "stream", stream)
         assert cuda.why_not() == ""
 
     @classmethod
@@ -67,6 +70,17 @@ class Fake:
         flat = torch.frombuffer(memory, dtype=values.dtype).view(values.shape)
         made: FakeTensor = torch.Tensor._make_subclass(FakeTensor, flat)
         self.poke(made, values)
+        return made
+
+    def share(self, x: Any) -> FakeTensor:
+        """What torch.as_tensor makes of an object with __cuda_array_interface__."""
+        facts = x.__cuda_array_interface__
+        if facts.get("strides") is not None:
+            raise ValueError("the fake knows contiguous arrays only")
+        dtype = torch.from_numpy(np.empty(0, facts["typestr"])).dtype
+        memory = (ctypes.c_char * x.nbytes).from_address(facts["data"][0])
+        flat = torch.frombuffer(memory, dtype=dtype).view(facts["shape"])
+        made: FakeTensor = torch.Tensor._make_subclass(FakeTensor, flat)
         return made
 
     def poke(self, tensor: torch.Tensor, values: torch.Tensor) -> None:
