@@ -230,6 +230,16 @@ def test_a_copy_that_fails_ends_its_transfer(pair: Pair, fake: Fake) -> None:
     assert torch.equal(fake.peek(y), noise(size))
 
 
+def test_a_gpu_that_is_late_is_waited_for(pair: Pair, fake: Fake) -> None:
+    """Its link is not given up while others answer: what was begun would have to be waited for."""
+    size = 64 * KIB
+    x, y = fake.tensor(noise(size)), fake.tensor(torch.zeros(size).byte(), 1)
+    pair.exchange(x, y, require="nvlink")
+    fake.model(latency_s=0.2)
+    sent, _ = pair.exchange(x, y)
+    assert (rails(sent), sent.report()["fences"]) == ({"cuda_ipc"}, 0)
+
+
 def test_a_link_that_is_cut_in_the_middle(pair: Pair, fake: Fake, seed: int) -> None:
     """What was begun ends before anything is sent again; every byte arrives."""
     chance = random.Random(seed)

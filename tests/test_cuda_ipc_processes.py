@@ -71,7 +71,7 @@ def both_ways(rank: int, _: int, folder: str) -> None:
         before = me.fake.copied(rank, ACROSS)
         moved = me.exchange(part, turn, require="nvlink")
         assert set(moved.report()["rails"]) == {"cuda_ipc"}
-        assert me.fake.copied(rank, ACROSS) - before == (size if rank == 1 else 0)
+        assert me.fake.copied(rank, ACROSS) - before == (size if rank == 1 else 0)  # All of it.
         if rank == 1:
             assert torch.equal(me.fake.peek(part), noise(2 * size)[turn * 100 : turn * 100 + size])
     assert (me.opens(), me.opened()) == ((1, 1) if rank == 1 else (0, 0))
