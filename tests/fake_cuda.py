@@ -12,12 +12,15 @@ import ctypes
 import functools
 import time
 from collections.abc import Callable
-from typing import ClassVar
+from typing import Any, ClassVar
 
+import numpy as np
 import torch
 
 from tests.native_modules import native_module
 from torch_tent import cuda
+
+INTO, OUT_OF, ACROSS = 0, 1, 2
 
 
 class FakeTensor(torch.Tensor):
@@ -44,6 +47,8 @@ class Fake:
         cuda.LIBRARY = self.c.__file__
         cuda.why_not.cache_clear()
         cuda.current_stream = lambda device: 0 if device == cuda.HOST else self.stream
+        cuda.share = self.share
+        cuda.follow = lambda stream, tensor: setattr(self, "stream", stream)
         assert cuda.why_not() == ""
 
     @classmethod
@@ -55,16 +60,27 @@ class Fake:
                 return device
         return 0
 
-    def tensor(self, values: torch.Tensor, device: int = 0) -> FakeTensor:
-        """A copy of the values on a fake GPU."""
+    def tensor(self, values: torch.Tensor, device: int = 0, shareable: bool = True) -> FakeTensor:
+        """A copy of the values on a fake GPU. `shareable`: other processes may open the memory."""
         values = values.contiguous()
         size = values.nbytes
-        address = self.c.alloc(device, size)
+        address = self.c.alloc(device, size, shareable)
         self._homes.append((address, size, device))
         memory = (ctypes.c_char * size).from_address(address)
         flat = torch.frombuffer(memory, dtype=values.dtype).view(values.shape)
         made: FakeTensor = torch.Tensor._make_subclass(FakeTensor, flat)
         self.poke(made, values)
+        return made
+
+    def share(self, x: Any) -> FakeTensor:
+        """What torch.as_tensor makes of an object with __cuda_array_interface__."""
+        facts = x.__cuda_array_interface__
+        if facts.get("strides") is not None:
+            raise ValueError("the fake knows contiguous arrays only")
+        dtype = torch.from_numpy(np.empty(0, facts["typestr"])).dtype
+        memory = (ctypes.c_char * x.nbytes).from_address(facts["data"][0])
+        flat = torch.frombuffer(memory, dtype=dtype).view(facts["shape"])
+        made: FakeTensor = torch.Tensor._make_subclass(FakeTensor, flat)
         return made
 
     def poke(self, tensor: torch.Tensor, values: torch.Tensor) -> None:
@@ -80,14 +96,24 @@ class Fake:
         ctypes.memmove(out.data_ptr(), shadow, out.nbytes)
         return out
 
+    def replace(self, tensor: torch.Tensor, values: torch.Tensor) -> None:
+        """Frees the tensor's memory; a new allocation with these values comes to its address."""
+        self.c.replace(tensor.data_ptr())
+        self.poke(tensor, values)
+
     def free(self, tensor: torch.Tensor) -> None:
         self.c.free(tensor.data_ptr())
 
     def model(
-        self, into: float = 0, out_of: float = 0, latency_s: float = 0, jitter_s: float = 0
+        self,
+        into: float = 0,
+        out_of: float = 0,
+        latency_s: float = 0,
+        jitter_s: float = 0,
+        across: float = 0,
     ) -> None:
         """Bytes per second of copies each way (0: no time), and how late each may be."""
-        self.c.model(into, out_of, latency_s, jitter_s)
+        self.c.model(into, out_of, across, latency_s, jitter_s)
 
     def fail(self, function: str, after: int = 0, result: int = 2) -> None:
         """The call of this function after so many others fails, once."""
@@ -97,9 +123,9 @@ class Fake:
         """Fills the tensor's bytes on the current stream, after so long."""
         self.c.kernel(self.stream, seconds, tensor.data_ptr(), tensor.nbytes, value)
 
-    def copied(self, device: int, out_of: bool) -> int:
-        """Bytes that were copied one way since the process began."""
-        return int(self.c.copied(device, out_of))
+    def copied(self, device: int, way: int) -> int:
+        """Bytes that were copied one way since the process began: INTO, OUT_OF or ACROSS."""
+        return int(self.c.copied(device, way))
 
     def span(self, device: int, out_of: bool) -> tuple[float, float]:
         """When the first copy one way began and the last one ended, since `model` was called."""

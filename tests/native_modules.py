@@ -29,12 +29,15 @@ if os.environ.get("TENT_SANITIZE") == "address":
 
 
 def native_module(name: str, sources: Sequence[str]) -> ModuleType:
-    """The module of tests/native/<name>.cpp, linked with `sources` (glob patterns below csrc)."""
-    files = [ROOT / "tests/native" / f"{name}.cpp"]
+    """The module of tests/native/<name>.cpp and <name>_*.cpp, linked with `sources` (glob patterns
+    below csrc)."""
+    own = ROOT / "tests/native"
+    files = [own / f"{name}.cpp", *sorted(own.glob(f"{name}_*.cpp"))]
     for pattern in sources:
         files += sorted((ROOT / "csrc").glob(pattern))
     digest = hashlib.sha256(" ".join(FLAGS).encode())
-    for path in [*files, *sorted((ROOT / "csrc").rglob("*.h"))]:
+    headers = sorted([*(ROOT / "csrc").rglob("*.h"), *own.glob("*.h")])
+    for path in [*files, *headers]:
         digest.update(path.read_bytes())
     folder = ROOT / "build/tests" / f"{name}-{digest.hexdigest()[:16]}"
     folder.mkdir(parents=True, exist_ok=True)

@@ -15,7 +15,8 @@ fi
 # Not a test of the test: that a broken rule is found needs ten thousand schedules each. Nor what
 # asks how soon a death is noticed: here it takes the kernel longer to take the memory away.
 address_tests=(
-  tests/test_{algorithms,bindings,c_api,crowd,engine,engine_stress,execution,layout,listener}.py
+  tests/test_{algorithms,bindings,c_api,crowd,cuda_ipc,cuda_transport,engine,engine_stress}.py
+  tests/test_{execution,layout,listener}.py
   tests/test_{local_transports,rail_estimate,reduce,scheduler,segments,simulator,slicer}.py
   tests/test_{transport_faults,transport_peers,transports,watch,wire}.py
   tests/faults/test_{malformed,peers}.py

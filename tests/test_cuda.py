@@ -278,6 +278,45 @@ def test_a_stream_that_is_being_captured(pair: Pair, fake: Fake) -> None:
     fake.stream = 0
 
 
+class Foreign:
+    """An array of another library that has __cuda_array_interface__, and no __dlpack__."""
+
+    def __init__(self, tensor: torch.Tensor, stream: int | None = None, fixed: bool = False):
+        self.tensor, self.nbytes = tensor, tensor.nbytes
+        self.__cuda_array_interface__ = {
+            "shape": tuple(tensor.shape),
+            "typestr": "<f4",
+            "data": (tensor.data_ptr(), fixed),
+            "strides": None,
+            "stream": stream,
+            "version": 3,
+        }
+
+
+def test_arrays_of_other_libraries(pair: Pair, fake: Fake) -> None:
+    values = torch.arange(3000, dtype=torch.float32).view(3, 1000)
+    x, y = fake.tensor(torch.zeros_like(values)), fake.tensor(torch.zeros_like(values), 1)
+    stream = fake.c.stream()
+    fake.stream = stream
+    fake.kernel(x, 0.02, 7)  # What the other library has queued, on the stream that it names.
+    fake.stream = 0
+    pair.exchange(Foreign(x, stream), Foreign(y))
+    assert (fake.peek(y).view(torch.uint8) == 7).all()
+    fake.stream = 0
+    fake.poke(x, values)
+    segment = pair.b.register(Foreign(y), "read-write")
+    remote: Any = pair.a.open(segment.ticket())
+    assert remote.shape == (3, 1000)
+    pair.a.write(Foreign(x, fixed=True), remote).wait(WAIT_S)
+    assert torch.equal(fake.peek(y), values)
+    with pytest.raises(ValueError, match="read-only Foreign"):
+        pair.a.read(remote, Foreign(x, fixed=True))
+    odd = Foreign(x)
+    del odd.__cuda_array_interface__["data"]
+    with pytest.raises(TypeError, match="could not be taken over"):
+        pair.a.send(odd, 1, group=pair.group_a)
+
+
 def test_memory_that_was_freed(pair: Pair, fake: Fake) -> None:
     x = fake.tensor(noise(100 * KIB))
     fake.free(x)

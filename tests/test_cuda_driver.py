@@ -18,7 +18,8 @@ CHECK = r"""
 template <class A, class B>
 constexpr bool alike = std::is_same_v<A, B> ||
                        (sizeof(A) == sizeof(B) && (std::is_enum_v<A> || std::is_enum_v<B>)) ||
-                       (std::is_pointer_v<A> && std::is_pointer_v<B>);
+                       (std::is_pointer_v<A> && std::is_pointer_v<B>) ||
+                       (sizeof(A) == sizeof(B) && std::is_class_v<A> && std::is_class_v<B>);
 template <class R, class... A, class S, class... B>
 constexpr bool same(R (*)(A...), S (*)(B...)) {
   if constexpr (sizeof...(A) != sizeof...(B)) return false;
@@ -36,6 +37,10 @@ static_assert(tent::kCudaEventDisableTiming == CU_EVENT_DISABLE_TIMING);
 static_assert(tent::kCudaHostRegisterPortable == CU_MEMHOSTREGISTER_PORTABLE);
 static_assert(tent::kCudaPointerMemoryType == CU_POINTER_ATTRIBUTE_MEMORY_TYPE);
 static_assert(tent::kCudaPointerDeviceOrdinal == CU_POINTER_ATTRIBUTE_DEVICE_ORDINAL);
+static_assert(tent::kCudaPointerBufferId == CU_POINTER_ATTRIBUTE_BUFFER_ID);
+static_assert(tent::kCudaPointerIpcCapable == CU_POINTER_ATTRIBUTE_IS_LEGACY_CUDA_IPC_CAPABLE);
+static_assert(tent::kCudaIpcLazyPeerAccess == CU_IPC_MEM_LAZY_ENABLE_PEER_ACCESS);
+static_assert(sizeof(tent::CudaIpcName) == sizeof(CUipcMemHandle));
 static_assert(tent::kCudaMemoryTypeDevice == CU_MEMORYTYPE_DEVICE);
 static_assert(tent::kCudaCaptureNone == CU_STREAM_CAPTURE_STATUS_NONE);
 static_assert(tent::kCudaCaptureModeRelaxed == CU_STREAM_CAPTURE_MODE_RELAXED);

@@ -3,6 +3,7 @@ kernels and streams. Skipped without a GPU; benchmarks/gpu.sh runs them."""
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections.abc import Iterator
 from typing import Any
@@ -12,13 +13,15 @@ import torch
 
 import torch_tent as tent
 from tests.pairs import Pair, two_engines
+from torch_tent.engines import Engine
+from torch_tent.settings import Settings
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU here")
 MIB = 1 << 20
 WAIT_S = 20.0
 
 
-@pytest.fixture(params=[("tcp",), ("shm",)], ids=["tcp", "host"])
+@pytest.fixture(params=[("tcp",), ("shm",), ("shm", "cuda_ipc")], ids=["tcp", "host", "direct"])
 def pair(request: pytest.FixtureRequest) -> Iterator[Pair]:
     with two_engines(transports=request.param) as found:
         yield found
@@ -133,6 +136,59 @@ def test_transfers_of_others_leave_a_capture_alone(pair: Pair) -> None:
     graph.replay()
     assert torch.equal(x, y)
     assert (z == 2).all()
+
+
+def other_process(pipe: Any) -> None:
+    """Registers GPU memory, and says what is in it."""
+    with contextlib.closing(Engine(Settings(transports=("shm", "cuda_ipc")))) as engine:
+        pool = torch.zeros(64 * MIB, dtype=torch.uint8, device="cuda")
+        y = pool[MIB + 512 : 33 * MIB + 512]  # As the allocator hands out pieces.
+        segment = engine.register(y, "read-write")
+        pipe.send(segment.ticket())
+        while pipe.recv():
+            torch.cuda.synchronize()
+            pipe.send(y.cpu())
+
+
+def test_cuda_ipc_between_two_processes() -> None:
+    """Every byte, without the host, from memory that is freed and comes again between the turns."""
+    context = torch.multiprocessing.get_context("spawn")
+    pipe, theirs = context.Pipe()
+    child = context.Process(target=other_process, args=(theirs,), daemon=True)
+    child.start()
+    assert pipe.poll(60)
+    ticket = pipe.recv()
+    with contextlib.closing(Engine(Settings(transports=("shm", "cuda_ipc")))) as engine:
+        remote: Any = engine.open(ticket)
+        for turn in range(5):
+            values = noise(32 * MIB, turn)
+            x = values.to("cuda")
+            sent = engine.write(x, remote, require="nvlink")
+            sent.wait(WAIT_S)
+            assert set(sent.report()["rails"]) == {"cuda_ipc"}
+            pipe.send(True)
+            assert torch.equal(pipe.recv(), values)
+            back = torch.zeros_like(x)
+            engine.read(remote, back, require="nvlink").wait(WAIT_S)
+            assert torch.equal(back.cpu(), values)
+            del x, back
+            torch.cuda.empty_cache()
+        pipe.send(False)
+    child.join(20)
+    assert child.exitcode == 0
+
+
+def test_arrays_of_other_libraries(pair: Pair) -> None:
+    """By __cuda_array_interface__ alone: torch's tensors have it, too."""
+
+    class Foreign:
+        def __init__(self, tensor: torch.Tensor) -> None:
+            self.tensor = tensor
+            self.__cuda_array_interface__ = tensor.__cuda_array_interface__ | {"stream": 1}
+
+    x, y = torch.randn(MIB, device="cuda"), torch.zeros(MIB, device="cuda")
+    pair.exchange(Foreign(x), Foreign(y))
+    assert torch.equal(x, y)
 
 
 def test_freed_storage() -> None:

@@ -132,7 +132,7 @@ BAD_CALLS: list[tuple[dict[str, Any], Any, str]] = [
     ({"group": dist.GroupMember.NON_GROUP_MEMBER}, tent.TentError, "not a member"),
     ({"x": [1.0]}, TypeError, "the source is a list"),
     ({"priority": "high"}, ValueError, "priority is 'high'"),
-    ({"require": "nvlink"}, tent.TransferError, "no nvlink rails"),
+    ({"require": "nvlink"}, tent.TransferError, "not in a GPU's memory"),
 ]
 
 

@@ -35,7 +35,7 @@ def test_options_become_what_the_engine_knows() -> None:
         ({"timeout": True}, TypeError, "timeout is True"),
         ({"require": "ib"}, ValueError, "'ib'.*'rdma', 'nvlink'"),
         ({"require": "rdma", "transports": ("tcp",)}, tent.TransferError, "TENT_TRANSPORTS"),
-        ({"require": "nvlink"}, tent.TransferError, "no nvlink rails.*doctor"),
+        ({"require": "nvlink"}, tent.TransferError, "add cuda_ipc to TENT_TRANSPORTS"),
         ({"require": "shm", "transports": ("tcp",)}, tent.TransferError, "transports tcp alone"),
         ({"require": "tcp", "transports": ("shm",)}, tent.TransferError, "TENT_TRANSPORTS"),
     ],

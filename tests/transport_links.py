@@ -21,6 +21,7 @@ import numpy as np
 import numpy.typing as npt
 
 from tests.contract_module import contract, fake_verbs
+from tests.fake_cuda import use
 
 Bytes = npt.NDArray[np.uint8]
 Pieces = list[tuple[int, int]]
@@ -29,6 +30,8 @@ KINDS = ["tcp4", "tcp6", "shm", "staged", "cma"]
 LOCAL = ["shm", "staged", "cma"]
 # Over the fake devices: memory that they may touch, and memory that they may not.
 RDMA = ["rdma", "rdma copied"]
+# Between fake GPUs: arrays are views of where the bytes really are, `address` gives the GPU's.
+CUDA = ["cuda_ipc"]
 MAGIC = 0x31544E54
 SLICE, OPEN, CONTROL, ACK, PING = 1, 2, 3, 4, 5
 LINK = 7
@@ -63,6 +66,8 @@ def transport_name(kind: str) -> str:
     """The transport behind one of KINDS."""
     if kind in RDMA:
         return f"rdma:{fake_verbs()}"
+    if kind in CUDA:
+        return f"cuda_ipc:{use().c.__file__}"
     return {"tcp4": "tcp", "tcp6": "tcp", "staged": "shm"}.get(kind, kind)
 
 
@@ -100,13 +105,29 @@ class Shared:
         os.close(self.fd)
 
 
+_on_gpus: list[tuple[int, int, int]] = []  # where the bytes are, how many, the GPU's address
+
+
+def gpu_memory(nbytes: int, device: int) -> Bytes:
+    """Zeroed memory of a fake GPU, as an array of where its bytes really are."""
+    at = use().c.alloc(device, nbytes, True)
+    shadow = use().c.shadow(at)
+    _on_gpus.append((shadow, nbytes, at))
+    return np.frombuffer((ctypes.c_uint8 * nbytes).from_address(shadow), np.uint8)
+
+
 def address(array: Bytes) -> int:
-    return int(array.ctypes.data)
+    at = int(array.ctypes.data)
+    return next((gpu + at - own for own, size, gpu in _on_gpus if 0 <= at - own < size), at)
 
 
 def peek(pieces: Pieces) -> Bytes:
     """The bytes of the pieces, in order."""
-    parts = [np.frombuffer(ctypes.string_at(at, count), np.uint8) for at, count in pieces]
+    here = [
+        (next((own + at - gpu for own, size, gpu in _on_gpus if 0 <= at - gpu < size), at), count)
+        for at, count in pieces
+    ]
+    parts = [np.frombuffer(ctypes.string_at(at, count), np.uint8) for at, count in here]
     return np.concatenate(parts) if parts else np.empty(0, np.uint8)
 
 
@@ -166,6 +187,8 @@ class Links:
 
     def held(self, nbytes: int) -> Bytes:
         """Zeroed memory that both sides' devices may touch, where the kind is "rdma"."""
+        if self.kind in CUDA:
+            return gpu_memory(nbytes, 1)
         array = np.zeros(nbytes, np.uint8)
         self.kept.append(array)
         if self.kind == "rdma":
@@ -178,6 +201,8 @@ class Links:
         """Zeroed memory that `side` (default a) sends from: in a region where the kind is shm."""
         if self.kind in RDMA:
             return self.held(nbytes)
+        if self.kind in CUDA:
+            return gpu_memory(nbytes, 0)
         if self.kind != "shm":
             return np.zeros(nbytes, np.uint8)
         shared = Shared(nbytes)

@@ -29,6 +29,8 @@ class Layout:
         """One piece in plane 0, made without a list: the way of small messages."""
     @property
     def bytes(self) -> int: ...
+    @property
+    def device(self) -> int: ...
 
 class Operation:
     """One transfer inside the engine. Its end is reported once; all methods may be called by any
@@ -155,7 +157,8 @@ class _Peers:
         pid: int,
         rate_hint: float,
     ) -> None:
-        """kind "tcp" | "shm" | "cma" | "rdma". Takes the descriptors over, also when it raises.
+        """kind: a transport's name, as in the settings. Takes the descriptors over, also when it
+        raises.
 
         rate_hint: bytes per nanosecond, 0 where it is unknown.
         """

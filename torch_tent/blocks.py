@@ -66,7 +66,8 @@ class Blocks:
         self.layers = layers
         self.blocks = blocks
         self.owner = owner
-        self.device = cuda.HOST  # Of our own blocks; where a peer has its own is its own business.
+        self.device = cuda.HOST  # As their owner counts its GPUs.
+        self.ours = True
 
     def layout(self, indices: Indices, chosen: Sequence[int]) -> _engine.Layout:
         """The bytes of these blocks in these layers."""
@@ -75,7 +76,7 @@ class Blocks:
         return _engine.Layout(
             [p for n in chosen for p in self.layers[n].parts(indices) if p[2] > 0],
             self.device,
-            cuda.current_stream(self.device),
+            cuda.current_stream(self.device) if self.ours else 0,
         )
 
     def indices(self, given: Any, name: str, distinct: bool) -> Indices:

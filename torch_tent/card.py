@@ -83,7 +83,9 @@ class Card(msgspec.Struct, frozen=True, array_like=True):
     name: str  # for people: host name and process id, or what the engine was named
     addresses: tuple[Address, ...]
     listed: bool  # its rails were listed by hand: the i-th is meant for the i-th
-    transports: tuple[str, ...]  # what it is ready to use, of "shm", "cma", "tcp", "rdma"
+    transports: tuple[
+        str, ...
+    ]  # what it is ready to use, of "shm", "cma", "tcp", "rdma", "cuda_ipc"
     local_name: str  # abstract Unix socket, without the leading zero byte; "": it has none
     probe_address: int  # a word of its memory, for the test whether it can be read directly
     probe_value: int

@@ -20,7 +20,7 @@ from .errors import TentError
 from .handshake import SESSION_BYTES
 from .pairing import Rail, tcp_rails
 from .rdma_pairing import rdma_rails
-from .site import KIND_BITS, LOCAL_KINDS, Site, rail_name
+from .site import KIND_BITS, LOCAL_KINDS, UNIX_KINDS, Site, rail_name
 
 RAILS_MAX = 64
 BACKOFF_MIN_S = 0.01
@@ -53,7 +53,7 @@ class RailState:
     @property
     def can_dial(self) -> bool:
         """Whether we know how to get there."""
-        return bool(self.rail.ways) or self.rail.kind in LOCAL_KINDS or self.rail.over_unix
+        return bool(self.rail.ways) or self.rail.kind in UNIX_KINDS or self.rail.over_unix
 
     def went_up(self, link: int, now: float) -> None:
         """A link is in use."""
@@ -94,7 +94,7 @@ class Contact:
         same_network = card.host.same_network(site.card.host)
         self.local = same_network and bool(card.local_name)
         self.rails: list[RailState] = []
-        for kind in LOCAL_KINDS:
+        for kind in UNIX_KINDS:
             if kind in self.kinds and self.local:
                 self.rails.append(RailState(Rail(kind), kind))
         listed = site.settings.rails is not None
@@ -107,7 +107,7 @@ class Contact:
         if "tcp" in self.kinds:
             for rail in network:
                 self.rails.append(RailState(rail, _name(rail)))
-        for kind in LOCAL_KINDS:
+        for kind in UNIX_KINDS:
             why = _unfit(site, card, kind)
             if why:
                 self.notes[kind] = why
@@ -122,8 +122,11 @@ class Contact:
 
     def wanted(self, mask: int) -> list[RailState]:
         """The rails to dial for transfers that may use the kinds of `mask`: those within the host,
-        and only where there are none the others."""
+        and only where there are none the others. The rail between GPUs is asked for by itself."""
         allowed = [s for s in self.rails if s.can_dial and KIND_BITS[s.rail.kind] & mask]
+        if mask == KIND_BITS["cuda_ipc"]:
+            return [s for s in allowed if s.verdict is not Verdict.UNFIT]
+        allowed = [s for s in allowed if s.rail.kind != "cuda_ipc"]
         near = [s for s in allowed if s.rail.kind in LOCAL_KINDS]
         near = [s for s in near if s.verdict is not Verdict.UNFIT]
         return near or [s for s in allowed if s.rail.kind not in LOCAL_KINDS]
@@ -139,7 +142,7 @@ class Contact:
             hosts = {(way.source.host, way.target.host) for way in state.rail.ways}
             if kind == "rdma":
                 hosts = {(state.rail.own, state.rail.theirs)}
-            if kind in LOCAL_KINDS or (own, theirs) in hosts or state.name == name:
+            if kind in UNIX_KINDS or (own, theirs) in hosts or state.name == name:
                 return state
         if len(self.rails) >= RAILS_MAX:
             raise Stopped(Verdict.UNFIT, f"there are {RAILS_MAX} rails already")
@@ -154,7 +157,7 @@ class Contact:
         """
         if self.up:
             return ""
-        near = [s for s in self.rails if s.rail.kind in LOCAL_KINDS or s.rail.over_unix]
+        near = [s for s in self.rails if s.rail.kind in UNIX_KINDS or s.rail.over_unix]
         tried = [s for s in near if s.verdict]
         for state in tried:
             if state.verdict in (Verdict.GONE, Verdict.DENIED):

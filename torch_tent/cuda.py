@@ -9,6 +9,7 @@ that no tensor is on; what cannot be moved raises here.
 from __future__ import annotations
 
 import functools
+from typing import Any
 
 import torch
 
@@ -58,6 +59,44 @@ def device_of(tensor: torch.Tensor, what: str) -> int:
                 f"cuda:{found}"
             )
     return device
+
+
+def imported(x: Any, what: str, writable: bool) -> torch.Tensor:
+    """The tensor on the memory of an object that has __cuda_array_interface__ and no __dlpack__.
+
+    What its owner has queued on the stream that it names goes before the transfer. Raises
+    ValueError where there is no driver, and for what may not be written.
+    """
+    reason = why_not()
+    if reason:
+        raise ValueError(f"the {what} is a {type(x).__name__} in CUDA memory, but {reason}")
+    facts = x.__cuda_array_interface__
+    try:
+        read_only = facts["data"][1]
+        stream = facts.get("stream")
+        tensor = share(x)
+    except (KeyError, IndexError, RuntimeError, TypeError, ValueError) as error:
+        raise TypeError(
+            f"the {what}, a {type(x).__name__}, could not be taken over by its "
+            f"__cuda_array_interface__: {error}"
+        ) from error
+    if writable and read_only:
+        raise ValueError(f"the {what} is a read-only {type(x).__name__}: nothing can go there")
+    if stream is not None:
+        follow(stream, tensor)
+    return tensor
+
+
+def share(x: Any) -> torch.Tensor:
+    """A tensor on the memory that an object's __cuda_array_interface__ describes."""
+    return torch.as_tensor(x, device="cuda")
+
+
+def follow(stream: int, tensor: torch.Tensor) -> None:
+    """The current stream of the tensor's GPU goes on after what that other stream has queued."""
+    external: Any = torch.cuda.ExternalStream
+    other = external(stream, device=tensor.device)
+    torch.cuda.current_stream(tensor.device).wait_stream(other)
 
 
 def current_stream(device: int) -> int:

@@ -103,7 +103,7 @@ class Engine:
             tag if tag.__class__ is int and 0 <= tag <= _TAG_MAX else _tag(tag),
             code,
             layout,
-            self._options(peer, priority, timeout, deadline, require),
+            self._options(peer, layout, priority, timeout, deadline, require),
         )
         return self.flights.start(operation, (x, tensor), members.rank)
 
@@ -133,7 +133,7 @@ class Engine:
             tag if tag.__class__ is int and 0 <= tag <= _TAG_MAX else _tag(tag),
             code,
             layout,
-            self._options(peer, priority, timeout, deadline, require),
+            self._options(peer, layout, priority, timeout, deadline, require),
         )
         return self.flights.start(operation, (y, tensor), src, tensor, members.rank_of)
 
@@ -179,7 +179,7 @@ class Engine:
             origin.epoch,
             target,
             None,
-            self._options(origin.peer, priority, timeout, deadline, require),
+            self._options(origin.peer, layout, priority, timeout, deadline, require),
         )
         return self.flights.start(operation, (x, tensor), self._own_name)
 
@@ -210,7 +210,7 @@ class Engine:
             origin.key,
             origin.epoch,
             target,
-            self._options(origin.peer, priority, timeout, deadline, require),
+            self._options(origin.peer, layout, priority, timeout, deadline, require),
         )
         return self.flights.start(operation, (out, tensor), origin.peer_name, tensor)
 
@@ -242,7 +242,7 @@ class Engine:
             origin.epoch,
             target,
             kv.check_note(notify),
-            self._options(origin.peer, priority, timeout, deadline, require),
+            self._options(origin.peer, local, priority, timeout, deadline, require),
         )
         return self.flights.start(operation, cache, self._own_name)
 
@@ -270,7 +270,7 @@ class Engine:
             origin.key,
             origin.epoch,
             target,
-            self._options(origin.peer, priority, timeout, deadline, require),
+            self._options(origin.peer, local, priority, timeout, deadline, require),
         )
         return self.flights.start(operation, cache, origin.peer_name)
 
@@ -325,6 +325,7 @@ class Engine:
     def _options(
         self,
         peer: int | None,
+        local: _engine.Layout,
         priority: str,
         timeout: float | None,
         deadline: float | None,
@@ -333,6 +334,7 @@ class Engine:
         if priority is _FOREGROUND and timeout is None and deadline is None and require is None:
             return options.NONE
         found = options.for_engine(priority, timeout, deadline, require, self.settings.transports)
+        options.check_memory(require, local)
         if peer is not None and "rails" in found:
             why = self._control.unreachable(peer, found["rails"])
             if why:

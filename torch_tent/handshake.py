@@ -92,7 +92,7 @@ def _check(hello: Hello) -> None:
         len(hello.nonce) == NONCE_BYTES
         and 0 < hello.link < 1 << 64
         and 0 <= hello.replaces < 1 << 64
-        and hello.kind in ("shm", "cma", "tcp", "rdma")
+        and hello.kind in ("shm", "cma", "tcp", "rdma", "cuda_ipc")
         and len(hello.session) == SESSION_BYTES
         and len(hello.peer_session) in (0, SESSION_BYTES)
         and all(_good_end(hello.kind, end) for end in (hello.source, hello.target))

@@ -213,6 +213,7 @@ class RemoteCache:
         self._origin = origin
         layers = _layers(ticket.tensors, [0] * len(ticket.tensors), ticket.per_layer)
         self._grid = Blocks(layers, ticket.blocks, f"the cache of {self.peer}")
+        self._grid.device, self._grid.ours = origin.landing, False
 
     def __repr__(self) -> str:
         return f"RemoteCache({self._grid}, {self.blocks} blocks, {self.access})"

@@ -19,7 +19,7 @@ from .conversation import Attach, Conversation, Hello, Ready, Stopped, Verdict, 
 from .errors import SettingsError
 from .handshake import answer, stranger, unix_peer
 from .rail_ends import RailEnd
-from .site import LOCAL_KINDS, NewLink, Site, rail_name
+from .site import UNIX_KINDS, NewLink, Site, rail_name
 
 HALF_OPEN_MAX = 64
 BACKLOG = 256
@@ -190,7 +190,7 @@ class Listener:
         pid = unix_peer(sock)[0] if local else 0
 
         def judge(hello: Hello) -> Welcome:
-            if hello.kind != "rdma" and (hello.kind in LOCAL_KINDS) != local:
+            if hello.kind != "rdma" and (hello.kind in UNIX_KINDS) != local:
                 raise Stopped(Verdict.UNFIT, f"{hello.kind} does not come over this socket")
             welcome = self._judge(hello, pid)
             proven.append(hello)

@@ -10,6 +10,8 @@ import math
 from collections.abc import Collection
 from typing import Any, Literal
 
+from . import cuda
+from ._engine import Layout
 from .errors import TransferError
 
 Priority = Literal["foreground", "background"]
@@ -17,7 +19,7 @@ Require = Literal["rdma", "nvlink", "shm", "tcp"] | None
 
 # Bits of RailKind in csrc/core/types.h. What the caller names, what it may be made of.
 _RAILS = {"shm": 0b00011, "tcp": 0b00100, "rdma": 0b01000, "nvlink": 0b10000}
-_TRANSPORTS = {"shm": ("shm", "cma"), "tcp": ("tcp",), "rdma": ("rdma",)}
+_TRANSPORTS = {"shm": ("shm", "cma"), "tcp": ("tcp",), "rdma": ("rdma",), "nvlink": ("cuda_ipc",)}
 _PRIORITIES = {"foreground": 0, "background": 1}
 
 NONE: dict[str, Any] = {}
@@ -49,6 +51,15 @@ def for_engine(
     return found
 
 
+def check_memory(require: str | None, local: Layout) -> None:
+    """Raises TransferError where the memory alone tells that `require` cannot be met."""
+    if require == "nvlink" and local.device == cuda.HOST and local.bytes > 0:
+        raise TransferError(
+            "require='nvlink' cannot be met: the bytes are not in a GPU's memory",
+            cause="no memory of a GPU",
+        )
+
+
 def _seconds(name: str, seconds: Any) -> float:
     if isinstance(seconds, bool) or not isinstance(seconds, int | float):
         raise TypeError(f"{name} is {seconds!r}: it is a number of seconds from now, or None")
@@ -61,16 +72,11 @@ def _rails(require: str, transports: Collection[str]) -> int:
     if require not in _RAILS:
         names = ", ".join(map(repr, _RAILS))
         raise ValueError(f"require is {require!r}: it can be one of {names}, or None")
-    if require not in _TRANSPORTS:
-        raise TransferError(
-            f"require={require!r} cannot be met: this engine has no {require} rails, only shared "
-            "memory, TCP and RDMA; `python -m torch_tent doctor` says what is missing for others",
-            cause=f"no {require} rails",
-        )
     if not set(_TRANSPORTS[require]) & set(transports):
         raise TransferError(
             f"require={require!r} cannot be met: the settings allow the transports "
-            f"{', '.join(sorted(transports))} alone; add it to TENT_TRANSPORTS",
+            f"{', '.join(sorted(transports))} alone; add {_TRANSPORTS[require][0]} to "
+            "TENT_TRANSPORTS",
             cause=f"no {require} rails",
         )
     return _RAILS[require]

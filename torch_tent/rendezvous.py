@@ -30,7 +30,7 @@ from .rdma_choice import chosen_ports
 from .rdma_pairing import OwnPort, own_ports
 from .rdma_ports import rdma_ports
 from .settings import Settings
-from .site import KIND_BITS, LOCAL_KINDS, EngineLinks, Native, Site
+from .site import KIND_BITS, UNIX_KINDS, EngineLinks, Native, Site
 from .switchboard import Switchboard
 
 EVENTS_WAIT_S = 0.25
@@ -256,7 +256,7 @@ def _make_card(
     ports: tuple[OwnPort, ...],
 ) -> Card:
     incarnation = os.urandom(INCARNATION_BYTES)
-    local = bool(ports) or any(kind in settings.transports for kind in LOCAL_KINDS)
+    local = bool(ports) or any(kind in settings.transports for kind in UNIX_KINDS)
     probe_address, probe_value = engine.probe_word()
     number = next(_numbers)
     process = f"{socket.gethostname()}:{os.getpid()}" + (f".{number}" if number > 1 else "")

@@ -112,6 +112,11 @@ class Origin:
         self.access = ticket.access
         self.device = torch.device(ticket.device)
 
+    @property
+    def landing(self) -> int:
+        """The GPU that it is on, as its owner counts them; HOST for ordinary memory."""
+        return cuda.HOST if self.device.type == "cpu" else self.device.index or 0
+
     def check(self, engine: Engine, verb: Literal["read", "write"]) -> None:
         """Raises AccessError when the ticket does not allow it, ValueError for another engine."""
         if engine is not self.engine:
@@ -144,7 +149,7 @@ class RemoteSegment:
         self._layout = layout
         piece_bytes, dims = tensors.grid(layout.shape, layout.strides_bytes, layout.item_bytes)
         part = (layout.offset_bytes, layout.plane, piece_bytes, dims, None)
-        self._bytes = _engine.Layout([part] if piece_bytes else [])
+        self._bytes = _engine.Layout([part] if piece_bytes else [], origin.landing)
         self.place: _engine.Place = (
             *(origin.peer, origin.segment, origin.key, origin.epoch),
             *(self._bytes, self.shape, tensors.DTYPE_CODES[self.dtype]),

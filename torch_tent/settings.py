@@ -17,7 +17,7 @@ from typing import Any
 
 from .errors import SettingsError
 
-TRANSPORTS = ("shm", "cma", "tcp", "rdma")
+TRANSPORTS = ("shm", "cma", "tcp", "rdma", "cuda_ipc")
 BUILD_NAMES = frozenset({"TENT_SANITIZE"})  # Read by setup.py, often still exported at run time.
 _UNITS = {"": 1, "k": 10, "m": 20, "g": 30}
 
@@ -118,7 +118,9 @@ class Settings:
     checksum: bool = dataclasses.field(default=False, metadata=_SWITCH)
     transports: tuple[str, ...] = dataclasses.field(
         default=TRANSPORTS,
-        metadata=_names("one or more of shm, cma, tcp, rdma, separated by commas", TRANSPORTS),
+        metadata=_names(
+            "one or more of shm, cma, tcp, rdma, cuda_ipc, separated by commas", TRANSPORTS
+        ),
     )
     # Interfaces, addresses or subnets whose addresses become TCP rails; None: all usable ones.
     rails: tuple[str, ...] | None = dataclasses.field(

@@ -16,11 +16,13 @@ from .rdma_pairing import OwnPort
 from .settings import Settings
 
 LOCAL_KINDS = ("cma", "shm")
+UNIX_KINDS = (*LOCAL_KINDS, "cuda_ipc")  # Links that come over a Unix socket.
 KIND_BITS = {
     "shm": 1 << 0,
     "cma": 1 << 1,
     "tcp": 1 << 2,
     "rdma": 1 << 3,
+    "cuda_ipc": 1 << 4,
 }  # RailKind in csrc/core/types.h
 
 

@@ -17,7 +17,7 @@ from . import rdma_meeting
 from .contact import Contact, Contacts, RailState
 from .conversation import Hello, Stopped, Verdict, Welcome, close_fds
 from .dialer import cma_unfit, dial
-from .site import KIND_BITS, LOCAL_KINDS, NewLink, Site, rail_name
+from .site import KIND_BITS, LOCAL_KINDS, UNIX_KINDS, NewLink, Site, rail_name
 
 DIALS_MAX = 64  # at a time, over all peers
 GLARE_WAIT_S = 0.25
@@ -192,7 +192,7 @@ class Switchboard:
     def _fall_back(self, contact: Contact) -> None:
         """Nothing within the host works at the moment: try the network."""
         for state in contact.rails:
-            if state.rail.kind not in LOCAL_KINDS:
+            if state.rail.kind not in UNIX_KINDS:
                 self._start(contact, state)
 
     def _unfit(self, contact: Contact, kind: str, reason: str) -> None:

@@ -250,13 +250,10 @@ def _imported(x: Any, what: str, writable: bool) -> torch.Tensor:
                 f"the {what}, a {type(x).__name__}, could not be taken over by DLPack: {error}"
             ) from error
     if hasattr(x, "__cuda_array_interface__"):
-        raise ValueError(
-            f"the {what} is a {type(x).__name__} in CUDA memory that has no __dlpack__: give "
-            "torch.as_tensor(x, device='cuda')"
-        )
+        return cuda.imported(x, what, writable)
     raise TypeError(
         f"the {what} is a {type(x).__name__}: give a tensor, a NumPy array, or anything with "
-        "__dlpack__"
+        "__dlpack__ or __cuda_array_interface__"
     )
 
 

@@ -83,7 +83,8 @@ void bind_layout(py::module_& module) {
       .def(py::init(&layout_of), py::arg("parts"), py::arg("device") = kHost, py::arg("stream") = 0)
       .def_static("contiguous", &Layout::contiguous, py::arg("address"), py::arg("bytes"),
                   py::arg("device") = kHost, py::arg("stream") = 0)
-      .def_property_readonly("bytes", &Layout::bytes);
+      .def_property_readonly("bytes", &Layout::bytes)
+      .def_property_readonly("device", &Layout::device);
 }
 
 }  // namespace tent::bindings

@@ -21,8 +21,9 @@ RailKind kind_named(const std::string& kind, const std::vector<int>& fds) {
   if (kind == "shm") return RailKind::Shm;
   if (kind == "cma") return RailKind::Cma;
   if (kind == "rdma") return RailKind::Rdma;
+  if (kind == "cuda_ipc") return RailKind::CudaIpc;
   for (const int fd : fds) ::close(fd);
-  throw py::value_error("a rail is \"tcp\", \"shm\", \"cma\" or \"rdma\", not \"" + kind + "\"");
+  throw py::value_error("a rail is tcp, shm, cma, rdma or cuda_ipc, not \"" + kind + "\"");
 }
 
 void add_link(Engine& engine, PeerId peer, LinkId link, const std::string& kind,
@@ -32,7 +33,7 @@ void add_link(Engine& engine, PeerId peer, LinkId link, const std::string& kind,
   info.kind = kind_named(kind, fds);
   info.rail = rail;
   info.rate_hint = rate_hint;
-  info.places_by_itself = info.kind == RailKind::Rdma;
+  info.places_by_itself = info.kind == RailKind::Rdma || info.kind == RailKind::CudaIpc;
   const WithoutGil release;
   engine.add_link(peer, info, {.link = link, .fds = fds, .dialed = dialed, .pid = pid});
 }

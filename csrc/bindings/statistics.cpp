@@ -10,7 +10,7 @@ namespace tent::bindings {
 namespace {
 
 constexpr std::array kOpNames{"send", "recv", "write", "read"};
-constexpr std::array kKindNames{"shm", "cma", "tcp", "rdma", "nvlink"};
+constexpr std::array kKindNames{"shm", "cma", "tcp", "rdma", "cuda_ipc"};
 
 struct Snapshot {
   NodeStats node;

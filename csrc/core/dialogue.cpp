@@ -131,6 +131,7 @@ void Dialogue::submit_write(Transfer& transfer) {
   opening.bytes = request.local.bytes();
   opening.has_note = request.has_note;
   opening.note = request.note;
+  outbound.landing = request.remote.layout.device();
   opening.target = std::move(request.remote);
   outbound.opening = std::make_shared<const Body>(encode(opening));
   out.start(outbound);
@@ -142,7 +143,7 @@ void Dialogue::submit_read(Transfer& transfer) {
   Message read;
   read.kind = MessageKind::Read;
   read.id = request.id;
-  read.meta = read_meta(request.rails, request.priority, request.local.device() != kHost);
+  read.meta = read_meta(request.rails, request.priority, request.local.device());
   read.bytes = request.local.bytes();
   read.target = std::move(request.remote);
   carrier_.say(read);
@@ -185,8 +186,16 @@ void Dialogue::accept(Transfer& receive, Offer offer, TimeNs now) {
   } else if (offer.is_inline) {
     place(opened, offer.payload);
   } else {
-    say(MessageKind::Accept, offer.flow);
+    say_accept(receive);
   }
+}
+
+void Dialogue::say_accept(const Transfer& receive) {
+  Message accept;
+  accept.kind = MessageKind::Accept;
+  accept.id = receive.flow;
+  accept.meta = landing_meta(receive.request.local.device());
+  carrier_.say(accept);
 }
 
 void Dialogue::release(Transfer& transfer, TimeNs) {
@@ -198,7 +207,7 @@ void Dialogue::release(Transfer& transfer, TimeNs) {
   if (!std::exchange(transfer.accept_owed, false)) return;
   const Inbound* inbound = in.find(transfer.flow);
   if (inbound == nullptr) return;
-  if (transfer.early.empty()) return say(MessageKind::Accept, transfer.flow);
+  if (transfer.early.empty()) return say_accept(transfer);
   place(*inbound, std::exchange(transfer.early, {}));
 }
 
@@ -216,7 +225,10 @@ void Dialogue::cancel(Transfer& transfer, Status why, TimeNs now) {
   host_.transfers.wait_until(transfer, now + kCancelPatience);
   if (transfer.request.op == Request::Op::Read) {
     if (transfer.flow != 0) stop_inbound(transfer.flow, now);
-    return say(MessageKind::Cancel, id);
+    Message cancel;
+    cancel.kind = MessageKind::Cancel;
+    cancel.id = id;
+    return say_when_placed(transfer.flow, cancel);
   }
   if (Outbound* outbound = out.find(transfer.flow)) {
     out.stop(*outbound);

@@ -51,6 +51,7 @@ class Dialogue {
 
   // ---- calls ----
   void submit(Transfer& transfer, TimeNs now);
+  void say_accept(const Transfer& receive);
   void accept(Transfer& receive, Offer offer, TimeNs now);  // it was matched
   void cancel(Transfer& transfer, Status why, TimeNs now);
   void release(Transfer& transfer, TimeNs now);  // its memory may be touched from now on
@@ -73,6 +74,7 @@ class Dialogue {
   // Bytes that had arrived were copied into a GPU's memory, or could not be.
   void on_placed(const std::string& rail, TransferId flow, std::uint64_t fresh,
                  const Status& status, TimeNs now);
+  void say_owed(TransferId flow);  // what had to wait for copies, if none go on any more
   // The bytes of a flow of ours could not be copied out of a GPU's memory.
   void source_failed(TransferId flow, const Status& status, TimeNs now);
   void peer_took(std::uint64_t eager_bytes);  // from a header

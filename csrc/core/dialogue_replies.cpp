@@ -17,7 +17,10 @@ void Dialogue::on_message(Message message, TimeNs now) {
     case MessageKind::Offer:
       return on_offer(message, now);
     case MessageKind::Accept:
-      if (Outbound* outbound = out.find(message.id)) out.start(*outbound);
+      if (Outbound* outbound = out.find(message.id)) {
+        outbound->landing = landing_of(message.meta);
+        out.start(*outbound);
+      }
       return;
     case MessageKind::Write:
       return on_write(message, now);
@@ -109,6 +112,7 @@ void Dialogue::on_read(Message& message, TimeNs) {
   outbound.request = message.id;
   outbound.segment = message.target.segment;
   outbound.blocks = sorted_blocks(message.target.layout);
+  outbound.landing = landing_of(message.meta);
   outbound.view.rails = rails;
   outbound.view.priority = Priority(message.meta >> 8 & 1);
   outbound.opening = std::make_shared<const Body>(encode(opening));
@@ -243,6 +247,10 @@ void Dialogue::on_placed(const std::string& rail, TransferId flow, std::uint64_t
     if (Transfer* transfer = host_.transfers.find(inbound->transfer)) transfer->count(rail, fresh);
     if (inbound->complete()) complete(*inbound, now);
   }
+  say_owed(flow);
+}
+
+void Dialogue::say_owed(TransferId flow) {
   if (host_.outbox.copying_in(peer_, flow)) return;
   const auto [first, last] = owed_.equal_range(flow);
   for (auto owed = first; owed != last; ++owed) carrier_.say(owed->second);

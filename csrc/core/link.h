@@ -41,13 +41,23 @@ constexpr std::uint64_t slice_bytes_min_of(RailKind kind) {
   return kind == RailKind::Rdma ? 256u << 10 : 0;
 }
 
+// Between GPUs even the longest frame takes some microseconds, and none of it passes through here.
+constexpr std::uint64_t slice_bytes_max_of(const LinkInfo& info, const CoreSettings& settings) {
+  const std::uint64_t most =
+      info.kind == RailKind::CudaIpc
+          ? std::min<std::uint64_t>(16 * settings.slice_bytes_max, kBodyBytesMax)
+          : settings.slice_bytes_max;
+  return info.slice_bytes_max == 0 ? most : std::min(info.slice_bytes_max, most);
+}
+
 class Link {
  public:
   Link(LinkId id, const LinkInfo& info, const CoreSettings& settings, TimeNs now)
       : id_(id),
         info_(info),
         ack_delay_(settings.ack_delay),
-        estimate_(settings, info.rate_hint, slice_bytes_min_of(info.kind), info.slice_bytes_max),
+        estimate_(settings, info.rate_hint, slice_bytes_min_of(info.kind),
+                  slice_bytes_max_of(info, settings)),
         last_heard_(now),
         last_said_(now) {}
 

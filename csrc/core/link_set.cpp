@@ -82,6 +82,8 @@ std::vector<LinkId> LinkSet::silent(TimeNs now) {
   std::vector<LinkId> silent;
   for (const auto& [id, link] : links_) {
     if (link->due() > now) continue;
+    // Within a host nothing is lost: a GPU that is late is busy, and closing would wait for it.
+    if (link->info().kind == RailKind::CudaIpc) continue;
     const std::uint64_t oldest = link->unacked().front().sequence;
     if (link->doubted_sequence != oldest) {
       link->doubted_sequence = oldest;

@@ -185,6 +185,16 @@ void Node::source_failed(TransferId flow, const Status& status, TimeNs now) {
   if (session != nullptr) session->dialogue().source_failed(flow, status, now);
 }
 
+void Node::let_go(PeerId peer, TransferId flow) {
+  if (Session* session = p_->touch(peer)) session->dialogue().say_owed(flow);
+}
+
+void Node::ask_again() {
+  for (PeerId peer = 0; peer < p_->sessions.size(); ++peer) {
+    if (Session* session = p_->touch(peer)) session->ask_again();
+  }
+}
+
 // ---- time and output ----
 
 void Node::flush(TimeNs now) {

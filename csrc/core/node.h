@@ -94,8 +94,12 @@ class Outbox {
   virtual void traced(const SliceEvent& event) = 0;
   // Whether slices of this source memory can and should go over the link (asked once per flow and
   // link): false where the link cannot read it, or only by an extra copy that another link, of the
-  // allowed kinds, saves.
-  virtual bool reaches(LinkId link, const Layout& source, RailKinds allowed) = 0;
+  // allowed kinds, saves. `landing`: the peer's GPU that the bytes go to, as the peer counts them.
+  virtual bool reaches(LinkId link, const Layout& source, Device landing, RailKinds allowed) = 0;
+  // Why a link that does not reach it never will; "" where it may.
+  virtual std::string never_reaches(LinkId, const Layout& /*source*/, Device /*landing*/) {
+    return "";
+  }
   // Whether a link that places by itself is writing bytes of this flow at the moment.
   virtual bool placing(LinkId link, TransferId flow) = 0;
   // Whether the peer has let go of our memory: what links that are closed had named for it is not
@@ -192,6 +196,9 @@ class Node {
   void placed(PeerId peer, TransferId flow, const std::string& rail, std::uint64_t fresh,
               const Status& status, TimeNs now);
   void source_failed(TransferId flow, const Status& status, TimeNs now);
+  // A copy for a flow of the peer's has ended, whose slice is told by landed() or by nobody.
+  void let_go(PeerId peer, TransferId flow);
+  void ask_again();  // what links reach: they know more now
 
   // ---- time and output -------------------------------------------------------------------------
   // Sends acknowledgements and slices that are ready; call after a batch of calls above.

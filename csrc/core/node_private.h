@@ -40,8 +40,11 @@ struct Node::Private {
     void peer_lost(PeerId peer, const Status& why) override { next.peer_lost(peer, why); }
     void noted(SegmentId segment) override { next.noted(segment); }
     void traced(const SliceEvent& event) override { next.traced(event); }
-    bool reaches(LinkId link, const Layout& source, RailKinds allowed) override {
-      return next.reaches(link, source, allowed);
+    bool reaches(LinkId link, const Layout& source, Device landing, RailKinds allowed) override {
+      return next.reaches(link, source, landing, allowed);
+    }
+    std::string never_reaches(LinkId link, const Layout& source, Device landing) override {
+      return next.never_reaches(link, source, landing);
     }
     bool placing(LinkId link, TransferId flow) override { return next.placing(link, flow); }
     bool quiet(PeerId peer) override { return next.quiet(peer); }

@@ -24,6 +24,7 @@ struct Outbound {
   SegmentId segment = 0;    // that an answer reads from
   std::vector<std::int64_t> blocks;
   Layout source;
+  Device landing = kHost;  // of the receiver, as it counts its GPUs
   Slicer slicer;
   FlowView view;
   bool ready = false;                          // may be sliced (a send waits for Accept)

@@ -18,8 +18,7 @@ constexpr TimeNs kOverdueUnmeasured = 100 * kMillisecond;
 RailEstimate::RailEstimate(const CoreSettings& settings, double rate_hint,
                            std::uint64_t slice_bytes_min, std::uint64_t slice_bytes_max)
     : settings_(settings),
-      slice_bytes_max_(slice_bytes_max == 0 ? settings.slice_bytes_max
-                                            : std::min(slice_bytes_max, settings.slice_bytes_max)) {
+      slice_bytes_max_(slice_bytes_max == 0 ? settings.slice_bytes_max : slice_bytes_max) {
   slice_bytes_min_ = std::min(std::max(slice_bytes_min, settings.slice_bytes_min),
                               std::max(slice_bytes_max_, settings.slice_bytes_min));
   growth_ = 4 * slice_bytes_least();

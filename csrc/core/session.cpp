@@ -66,6 +66,10 @@ void Session::link_up(LinkId id, const LinkInfo& info, TimeNs now) {
   }
 }
 
+void Session::ask_again() {
+  dialogue_.out.each([](Outbound& outbound) { outbound.reach.clear(); });
+}
+
 Transfer* Session::transfer_of(TransferId flow) {
   const Outbound* outbound = dialogue_.out.find(flow);
   return outbound ? host_.transfers.find(outbound->transfer) : nullptr;
@@ -92,8 +96,7 @@ void Session::link_down(LinkId id, TimeNs now) {
     flows.push_back(frame.flow);
     ++transfer->report.fences;
   }
-  // Another link may have left a flow to this one: it is asked again.
-  dialogue_.out.each([](Outbound& outbound) { outbound.reach.clear(); });
+  ask_again();  // another link may have left a flow to this one
   ++host_.totals.fences;
   if (links_.empty()) next_dial_ = now;  // the last one: do not wait for the turn of a dial
   Message fence;
@@ -309,7 +312,8 @@ bool Session::may_carry(LinkId link, TransferId flow) {
   for (const auto& [known, can] : outbound->reach) {
     if (known == link) return can;
   }
-  const bool can = host_.outbox.reaches(link, outbound->source, outbound->view.rails);
+  const bool can =
+      host_.outbox.reaches(link, outbound->source, outbound->landing, outbound->view.rails);
   outbound->reach.emplace_back(link, can);
   return can;
 }

@@ -28,6 +28,7 @@ class Session final : private Carrier {
   bool waits() const;
   TimeNs silent_for(TimeNs now) const;
 
+  void ask_again();  // what the links reach
   void link_up(LinkId link, const LinkInfo& info, TimeNs now);
   void link_down(LinkId link, TimeNs now);
   // An idle link is closed without a fence: nothing of ours is on its way, and the peer, who may
@@ -92,6 +93,7 @@ class Session final : private Carrier {
   TimeNs rest_idle(TimeNs now);
   void forget_rested(LinkId link);
   TimeNs keep_alive(TimeNs now);
+  void give_up_unreachable(TimeNs now);
 
   SessionHost host_;
   PeerId peer_;

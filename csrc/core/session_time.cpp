@@ -62,6 +62,7 @@ void Session::ask_for_rails(TimeNs now) {
              may_carry(entry.first, outbound.flow);
     });
   };
+  give_up_unreachable(now);
   const RailKinds missing =
       links_.all_overdue(now) ? kAllRails : dialogue_.out.missing_rails(carried);
   if (missing == 0) {
@@ -70,6 +71,25 @@ void Session::ask_for_rails(TimeNs now) {
     next_dial_ = now + kDialAgain;
     silence_.spoke(now);
     host_.outbox.dial(peer_, missing);
+  }
+}
+
+// Flows that may only use links which say that they will never reach their memory.
+void Session::give_up_unreachable(TimeNs now) {
+  std::vector<std::pair<TransferId, std::string>> hopeless;
+  dialogue_.out.each([&](Outbound& outbound) {
+    if (outbound.view.rails == kAllRails || !outbound.ready || outbound.slicer.left() == 0) return;
+    std::string why;
+    for (const auto& [id, link] : links_.all()) {
+      if ((outbound.view.rails & rail_bit(link->info().kind)) == 0) continue;
+      if (may_carry(id, outbound.flow)) return;
+      why = host_.outbox.never_reaches(id, outbound.source, outbound.landing);
+      if (why.empty()) return;
+    }
+    if (!why.empty()) hopeless.emplace_back(outbound.flow, std::move(why));
+  });
+  for (const auto& [flow, why] : hopeless) {
+    dialogue_.source_failed(flow, {Code::Unreachable, why, ""}, now);
   }
 }
 

@@ -40,7 +40,7 @@ struct Status {
 enum class Priority : std::uint8_t { Foreground = 0, Background = 1 };
 
 // What a rail is made of. A set of kinds is a bit mask: 1 << kind.
-enum class RailKind : std::uint8_t { Shm = 0, Cma = 1, Tcp = 2, Rdma = 3, Nvlink = 4 };
+enum class RailKind : std::uint8_t { Shm = 0, Cma = 1, Tcp = 2, Rdma = 3, CudaIpc = 4 };
 using RailKinds = std::uint8_t;
 inline constexpr RailKinds kAllRails = 0xff;
 constexpr RailKinds rail_bit(RailKind kind) { return RailKinds(1u << unsigned(kind)); }

@@ -195,6 +195,7 @@ Body encode(const Message& m) {
     out.put(m.tag);
     out.put(std::uint8_t(m.is_inline));
   }
+  if (m.kind == MessageKind::Accept) out.put(m.meta);
   if (m.kind == MessageKind::Offer || m.kind == MessageKind::Read) {
     out.put(m.meta);
     out.put(m.bytes);
@@ -215,6 +216,7 @@ bool decode(std::span<const std::uint8_t> body, Message& m) {
   if (m.kind == MessageKind::Offer) {
     if (!in.get(m.context) || !in.get(m.tag) || !in.get_bool(m.is_inline)) return false;
   }
+  if (m.kind == MessageKind::Accept && !in.get(m.meta)) return false;
   if (m.kind == MessageKind::Offer || m.kind == MessageKind::Read) {
     if (!in.get(m.meta) || !in.get(m.bytes)) return false;
   }

@@ -65,7 +65,7 @@ struct Target {
 
 enum class MessageKind : std::uint8_t {
   Offer = 1,      // send: context, tag, bytes, meta; payload inline when it is small
-  Accept = 2,     // your offer was matched: send its slices
+  Accept = 2,     // your offer was matched: send its slices; meta says to which GPU
   Write = 3,      // small one-sided write, payload inline
   Read = 4,       // please send me this memory
   ReadData = 5,   // small answer to Read, payload inline
@@ -84,7 +84,7 @@ struct Message {
   std::uint64_t context = 0;  // Offer
   std::uint64_t tag = 0;      // Offer
   std::uint64_t bytes = 0;    // Offer, Read
-  std::uint32_t meta = 0;     // Offer: dtype code or 0; Read: how to send it (read_meta)
+  std::uint32_t meta = 0;     // Offer: dtype code or 0; Read, Accept: how to send it (read_meta)
   Code code = Code::Ok;       // Refuse
   bool is_inline = false;     // Offer
   bool has_note = false;      // Write
@@ -93,11 +93,15 @@ struct Message {
   Body payload;               // inline bytes
 };
 
-// Read's meta: the rails that the reader allows in bits 0-7, its priority in bit 8, and whether the
-// answer must come in slices, however small it is.
+// Read's meta: the rails that the reader allows in bits 0-7, its priority in bit 8, whether the
+// answer must come in slices, however small it is, and in bits 16-31 the GPU that it lands on, as
+// the receiver counts them. Accept's has these last bits alone.
 inline constexpr std::uint32_t kReadInSlices = 1u << 9;
-constexpr std::uint32_t read_meta(RailKinds rails, Priority priority, bool in_slices) {
-  return std::uint32_t(rails) | std::uint32_t(priority) << 8 | (in_slices ? kReadInSlices : 0);
+constexpr std::uint32_t landing_meta(Device device) { return std::uint32_t(device + 1) << 16; }
+constexpr Device landing_of(std::uint32_t meta) { return Device(std::int32_t(meta >> 16) - 1); }
+constexpr std::uint32_t read_meta(RailKinds rails, Priority priority, Device device) {
+  return std::uint32_t(rails) | std::uint32_t(priority) << 8 |
+         (device != kHost ? kReadInSlices : 0) | landing_meta(device);
 }
 
 struct Opening {  // body of Open

@@ -1,6 +1,8 @@
 // Stage: device. See copies.h.
 #include "device/copies.h"
 
+#include <sched.h>
+
 #include <algorithm>
 
 namespace tent {
@@ -18,7 +20,7 @@ DeviceCopies::~DeviceCopies() {
   for (auto& [device, used] : devices_) {
     const OnGpu on(*used.gpu);
     const CudaApi& api = used.gpu->api();
-    for (auto* lanes : {&used.in, &used.out}) {
+    for (auto* lanes : used.lanes()) {
       for (Lane& lane : *lanes) {
         for (const Pending& pending : lane.queue) api.event_destroy(pending.event);
         if (lane.stream != nullptr) api.stream_destroy(lane.stream);
@@ -34,6 +36,12 @@ const Gpu* DeviceCopies::gpu(Device device) const {
   return found == devices_.end() ? nullptr : found->second.gpu.get();
 }
 
+std::vector<Device> DeviceCopies::devices() const {
+  std::vector<Device> open;
+  for (const auto& [device, used] : devices_) open.push_back(device);
+  return open;
+}
+
 Status DeviceCopies::open(Device device) {
   if (devices_.contains(device)) return {};
   const Cuda* cuda = Cuda::loaded();
@@ -44,7 +52,7 @@ Status DeviceCopies::open(Device device) {
   if (!status.ok()) return status;
   const OnGpu on(*used.gpu);
   const CudaApi& api = used.gpu->api();
-  for (auto* lanes : {&used.in, &used.out}) {
+  for (auto* lanes : used.lanes()) {
     for (Lane& lane : *lanes) {
       if (!status.ok()) break;
       status = cuda->check(api.stream_create(&lane.stream, kCudaStreamNonBlocking),
@@ -55,7 +63,7 @@ Status DeviceCopies::open(Device device) {
     devices_.emplace(device, std::move(used));
     return status;
   }
-  for (auto* lanes : {&used.in, &used.out}) {
+  for (auto* lanes : used.lanes()) {
     for (Lane& lane : *lanes) {
       if (lane.stream != nullptr) api.stream_destroy(lane.stream);
     }
@@ -94,7 +102,7 @@ CopyId DeviceCopies::start(Used& used, Lane& lane, const Pieces& host, const Pie
     const std::uint64_t bytes = std::min(host[h].bytes - host_done, gpu[g].bytes - gpu_done);
     pending.status = used.gpu->cuda().check(
         copy(host[h].address + host_done, gpu[g].address + gpu_done, bytes, lane.stream),
-        "copying between host memory and " + name_of(*used.gpu));
+        "a copy of " + name_of(*used.gpu));
     if ((host_done += bytes) == host[h].bytes) ++h, host_done = 0;
     if ((gpu_done += bytes) == gpu[g].bytes) ++g, gpu_done = 0;
   }
@@ -126,6 +134,30 @@ CopyId DeviceCopies::out_of(Device device, const Pieces& gpu, const Pieces& host
                [&](std::uint64_t to, std::uint64_t from, std::uint64_t bytes, CudaStream stream) {
                  return api.copy_out(reinterpret_cast<void*>(to), from, bytes, stream);
                });
+}
+
+CopyId DeviceCopies::across(Device device, const Pieces& from, const Pieces& to) {
+  Used& used = devices_.at(device);
+  const CudaApi& api = used.gpu->api();
+  return start(used, used.across[used.turn++ % kStreams], from, to,
+               [&](std::uint64_t at, std::uint64_t into, std::uint64_t bytes, CudaStream stream) {
+                 return api.copy_across(into, at, bytes, stream);
+               });
+}
+
+void DeviceCopies::finish(CopyId id) {
+  for (auto& [device, used] : devices_) {
+    const OnGpu on(*used.gpu);
+    for (auto* lanes : used.lanes()) {
+      for (const Lane& lane : *lanes) {
+        for (const Pending& pending : lane.queue) {
+          if (pending.id != id || pending.event == nullptr) continue;
+          while (used.gpu->api().event_query(pending.event) == kCudaNotReady) sched_yield();
+          return;
+        }
+      }
+    }
+  }
 }
 
 Status DeviceCopies::mark(Device device, std::uint64_t stream, CopyId& id) {
@@ -170,14 +202,14 @@ bool DeviceCopies::take_ended(Used& used, Pending& pending, std::vector<Ended>& 
 
 void DeviceCopies::poll(std::vector<Ended>& ended) {
   for (auto& [device, used] : devices_) {
-    const bool idle = used.marks.queue.empty() &&
-                      std::all_of(used.in.begin(), used.in.end(),
-                                  [](auto& lane) { return lane.queue.empty(); }) &&
-                      std::all_of(used.out.begin(), used.out.end(),
-                                  [](auto& lane) { return lane.queue.empty(); });
+    bool idle = used.marks.queue.empty();
+    for (auto* lanes : used.lanes()) {
+      idle &= std::all_of(lanes->begin(), lanes->end(),
+                          [](const Lane& lane) { return lane.queue.empty(); });
+    }
     if (idle) continue;
     const OnGpu on(*used.gpu);
-    for (auto* lanes : {&used.in, &used.out}) {
+    for (auto* lanes : used.lanes()) {
       for (Lane& lane : *lanes) {
         while (!lane.queue.empty() && take_ended(used, lane.queue.front(), ended)) {
           lane.queue.pop_front();

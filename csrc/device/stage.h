@@ -9,6 +9,7 @@
 #include "device/alarm.h"
 #include "device/arena.h"
 #include "device/copies.h"
+#include "device/direct.h"
 #include "device/incoming.h"
 #include "device/outgoing.h"
 
@@ -20,8 +21,11 @@ inline constexpr std::uint64_t kPinnedBytesEachWay = 32u << 20;
 
 class DeviceStage {
  public:
-  DeviceStage(Node& node, bool checksum, int wait_set)
-      : alarm(wait_set), out(copies, arena, node, checksum), in(copies, arena_in, node) {}
+  DeviceStage(Node& node, bool checksum, int wait_set, std::function<PeerId(LinkId)> peer_of)
+      : alarm(wait_set),
+        out(copies, arena, node, checksum),
+        in(copies, arena_in, node),
+        direct(copies, node, std::move(peer_of)) {}
 
   Status open(Device device) {
     Status status = copies.open(device);
@@ -34,7 +38,13 @@ class DeviceStage {
     const bool copies_go_on = copies.running() != 0 || out.waiting() || in.waiting();
     alarm.every(copies_go_on ? kCopyLook : marks.empty() ? 0 : kMarkLook);
   }
-  bool copying(TransferId transfer) const { return out.copying(transfer) || in.copying(transfer); }
+  bool copying(TransferId transfer) const {
+    return out.copying(transfer) || in.copying(transfer) || direct.copying(transfer);
+  }
+  bool copying_segment(SegmentId segment) const {
+    return out.copying_segment(segment) || in.copying_segment(segment) ||
+           direct.copying_segment(segment);
+  }
   void forget(LinkId link) {
     out.forget(link);
     in.forget(link);
@@ -46,6 +56,7 @@ class DeviceStage {
   PinnedArena arena{kPinnedBytesEachWay}, arena_in{kPinnedBytesEachWay};
   OutgoingSlices out;
   IncomingSlices in;
+  DirectCopies direct;
   std::unordered_map<CopyId, TransferId> marks;  // transfers that wait for the caller's stream
 
  private:

@@ -86,6 +86,21 @@ std::string Cuda::uuid(int device) const {
   return text;
 }
 
+std::uint64_t Cuda::key(int device) const {
+  std::uint64_t sum = 0xcbf29ce484222325;  // FNV-1a
+  for (const char digit : uuid(device)) sum = (sum ^ std::uint8_t(digit)) * 0x100000001b3;
+  return uuid(device).empty() ? 0 : sum;
+}
+
+bool Cuda::can_read(int device, int other) const {
+  if (device == other) return true;
+  CudaDevice ours = 0, theirs = 0;
+  int can = 0;
+  return api_.device_get(&ours, device) == kCudaSuccess &&
+         api_.device_get(&theirs, other) == kCudaSuccess &&
+         api_.can_access_peer(&can, ours, theirs) == kCudaSuccess && can != 0;
+}
+
 Status Cuda::check(CudaResult result, const std::string& doing) const {
   if (result == kCudaSuccess) return {};
   const char* text = nullptr;

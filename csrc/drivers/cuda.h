@@ -24,6 +24,10 @@ class Cuda {
   const CudaApi& api() const { return api_; }
   int device_count() const { return devices_; }
   std::string uuid(int device) const;  // 32 hex digits; "" where the driver does not say
+  // The same for all processes that see this GPU, under whatever number; 0: the driver is silent.
+  std::uint64_t key(int device) const;
+  // Whether copies that run on a device can read another one's memory.
+  bool can_read(int device, int other) const;
   // Ok, or what failed in words.
   Status check(CudaResult result, const std::string& doing) const;
 

@@ -24,12 +24,17 @@ using CudaEvent = CUevent_st*;
 struct CudaUuid {
   char bytes[16];
 };
+struct CudaIpcName {  // CUipcMemHandle; passed by value
+  char bytes[64];
+};
 
 inline constexpr CudaResult kCudaSuccess = 0, kCudaOutOfMemory = 2, kCudaNoDevice = 100,
                             kCudaNotReady = 600, kCudaCaptureImplicit = 906;
 inline constexpr unsigned kCudaStreamNonBlocking = 1, kCudaEventDisableTiming = 2,
                           kCudaHostRegisterPortable = 1;
-inline constexpr int kCudaPointerMemoryType = 2, kCudaPointerDeviceOrdinal = 9;
+inline constexpr int kCudaPointerMemoryType = 2, kCudaPointerBufferId = 7,
+                     kCudaPointerDeviceOrdinal = 9, kCudaPointerIpcCapable = 10;
+inline constexpr unsigned kCudaIpcLazyPeerAccess = 1;
 inline constexpr unsigned kCudaMemoryTypeDevice = 2;
 inline constexpr int kCudaCaptureNone = 0, kCudaCaptureModeRelaxed = 2;
 
@@ -54,6 +59,12 @@ struct CudaApi {
   CudaResult (*event_destroy)(CudaEvent event);
   CudaResult (*copy_in)(CudaAddress to, const void* from, std::size_t bytes, CudaStream stream);
   CudaResult (*copy_out)(void* to, CudaAddress from, std::size_t bytes, CudaStream stream);
+  CudaResult (*copy_across)(CudaAddress to, CudaAddress from, std::size_t bytes, CudaStream stream);
+  CudaResult (*address_range)(CudaAddress* base, std::size_t* bytes, CudaAddress address);
+  CudaResult (*ipc_export)(CudaIpcName* name, CudaAddress address);
+  CudaResult (*ipc_open)(CudaAddress* address, CudaIpcName name, unsigned flags);
+  CudaResult (*ipc_close)(CudaAddress address);
+  CudaResult (*can_access_peer)(int* can, CudaDevice device, CudaDevice peer);
   CudaResult (*host_register)(void* memory, std::size_t bytes, unsigned flags);
   CudaResult (*host_unregister)(void* memory);
   CudaResult (*pointer_attribute)(void* value, int attribute, CudaAddress address);
@@ -82,6 +93,12 @@ void each_cuda_function(Api& api, Each each) {
   each(api.event_destroy, "cuEventDestroy_v2");
   each(api.copy_in, "cuMemcpyHtoDAsync_v2");
   each(api.copy_out, "cuMemcpyDtoHAsync_v2");
+  each(api.copy_across, "cuMemcpyDtoDAsync_v2");
+  each(api.address_range, "cuMemGetAddressRange_v2");
+  each(api.ipc_export, "cuIpcGetMemHandle");
+  each(api.ipc_open, "cuIpcOpenMemHandle_v2");
+  each(api.ipc_close, "cuIpcCloseMemHandle");
+  each(api.can_access_peer, "cuDeviceCanAccessPeer");
   each(api.host_register, "cuMemHostRegister_v2");
   each(api.host_unregister, "cuMemHostUnregister");
   each(api.pointer_attribute, "cuPointerGetAttribute");

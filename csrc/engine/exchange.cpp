@@ -14,6 +14,7 @@ namespace {
 constexpr unsigned kTcpPause = 8;  // with same-host links too, quiet sockets are asked this seldom
 constexpr TimeNs kTickSoon = 5 * kMillisecond;  // whatever was begun is looked at again after this
 constexpr std::size_t kPastLinks = 64;
+constexpr TimeNs kFreedLook = 500 * kMillisecond;
 constexpr TimeNs kIdleMin = 1 * kSecond;  // a link that carried something since does not make room
 constexpr const char* kIdle = "the peer closed it: it carried nothing";
 constexpr const char* kUsedAgain = "the peer closed it as idle when it was used again";
@@ -40,7 +41,8 @@ Exchange::Exchange(const EngineSettings& settings, int wait_set, ControlEvents& 
       cma_(wait_set, doorbell),
       node_(settings, *this),
       wait_set_(wait_set),
-      checksum_(settings.checksum) {
+      checksum_(settings.checksum),
+      cuda_ipc_(wait_set, doorbell) {
   rdma.memory.wanted = settings.rdma;
   rdma.links_max = settings.rdma_links_max;
   rdma.memory.kept_bytes_max = settings.rdma_kept_bytes_max;
@@ -53,6 +55,7 @@ bool Exchange::poll(TimeNs now) {
   if (local_ports_ != 0) {
     moved |= shm_.poll(*this);
     moved |= cma_.poll(*this);
+    moved |= poll_cuda_ipc();
   }
   if (rdma.active()) {
     moved |= rdma.poll(*this);
@@ -76,6 +79,8 @@ bool Exchange::poll(TimeNs now) {
 
 void Exchange::let_time_pass(TimeNs now) {
   due_ = node_.tick(now);
+  if (now >= freed_look_) freed_look_ = cuda_ipc_.look_for_freed() ? now + kFreedLook : 0;
+  if (freed_look_ != 0) due_ = std::min(due_, freed_look_);
   stirred_ = true;
   operations.tell_late();
   if (now < remind_at_) {
@@ -120,7 +125,8 @@ void Exchange::send_out() {
       to->rail->bytes_sent += frame.header.body_bytes;
       ++to->rail->slices_sent;
     }
-    if (devices_ && devices_->out.keep(link, frame)) continue;
+    const bool staged = devices_ && to->kind != RailKind::CudaIpc;
+    if (staged && devices_->out.keep(link, frame)) continue;
     to->transport->post(link, std::move(frame));
     if (std::exchange(to->posted, true)) continue;
     posted_.push_back(link);
@@ -128,6 +134,7 @@ void Exchange::send_out() {
   for (const LinkId link : posted_) {
     Port* to = port(link);
     to->posted = false;
+    const NamesGpus names(*this, to->kind == RailKind::CudaIpc);
     to->transport->send(link, *this);
   }
   posted_.clear();
@@ -268,6 +275,8 @@ Transport* Exchange::transport_for(RailKind kind) {
       return &cma_;
     case RailKind::Rdma:
       return &rdma;
+    case RailKind::CudaIpc:
+      return &cuda_ipc_;
     default:
       return nullptr;
   }

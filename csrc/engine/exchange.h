@@ -14,6 +14,7 @@
 #include <cstdint>
 #include <deque>
 #include <functional>
+#include <map>
 #include <memory>
 #include <string>
 #include <unordered_map>
@@ -30,6 +31,7 @@
 #include "engine/trace.h"
 #include "engine/transfers.h"
 #include "transports/cma.h"
+#include "transports/cuda_ipc.h"
 #include "transports/doorbell.h"
 #include "transports/rdma.h"
 #include "transports/shm.h"
@@ -100,6 +102,18 @@ class Exchange final : public Transfers, private Outbox, private Receiver {
     std::vector<int> fds;  // the transport owns them
     bool posted = false;   // something that was not sent yet
   };
+  class NamesGpus {  // while one lives, source() gives out addresses of GPUs
+   public:
+    explicit NamesGpus(Exchange& owner, bool names = true) : owner_(owner) {
+      owner_.names_gpus_ = names;
+    }
+    ~NamesGpus() { owner_.names_gpus_ = false; }
+    NamesGpus(const NamesGpus&) = delete;
+    NamesGpus& operator=(const NamesGpus&) = delete;
+
+   private:
+    Exchange& owner_;
+  };
   struct Down {
     LinkId link;
     Status why;
@@ -115,7 +129,8 @@ class Exchange final : public Transfers, private Outbox, private Receiver {
   void peer_lost(PeerId peer, const Status& why) override;
   void noted(SegmentId segment) override;
   void traced(const SliceEvent& event) override;
-  bool reaches(LinkId link, const Layout& source, RailKinds allowed) override;
+  bool reaches(LinkId link, const Layout& source, Device landing, RailKinds allowed) override;
+  std::string never_reaches(LinkId link, const Layout& source, Device landing) override;
   bool placing(LinkId link, TransferId flow) override;
   bool quiet(PeerId peer) override;
   void place(PeerId peer, TransferId flow, const Layout& to, const Body& bytes) override;
@@ -145,6 +160,11 @@ class Exchange final : public Transfers, private Outbox, private Receiver {
                     Continuation* then);
   void stir() { stirred_ = due_soon_ = true; }
   bool poll_devices();
+  bool poll_cuda_ipc();
+  static Reach reach_of(const Transport& transport, LinkId link, const Layout& source);
+  bool carries(LinkId link, const Layout& source, Device landing);
+  bool by_cuda_ipc(LinkId link, const Port& to, const Layout& source, Device landing);
+  void wish_for_cuda_ipc(PeerId peer);
   void order(Request& request);
   void let_time_pass(TimeNs now);
 
@@ -156,6 +176,10 @@ class Exchange final : public Transfers, private Outbox, private Receiver {
   const int wait_set_;
   std::unique_ptr<DeviceStage> devices_;  // null: no memory of a GPU was ever named
   const bool checksum_;
+  CudaIpcTransport cuda_ipc_;  // its links use what is in devices_
+  bool names_gpus_ = false, cuda_ipc_said_ = false;
+  std::map<PeerId, TimeNs> cuda_ipc_wishes_;  // when it may be wished for again
+  TimeNs freed_look_ = 0;                     // 0: nothing of ours is open elsewhere
 
   std::unordered_map<LinkId, Port> ports_;
   std::vector<std::pair<PeerId, std::function<bool()>>> copying_peers_;  // over closed links

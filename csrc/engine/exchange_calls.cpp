@@ -29,7 +29,9 @@ bool memory_of(const Layout& layout, bool whole, Pieces& out) {
   return true;
 }
 
-Reach reach_of(const Transport& transport, LinkId link, const Layout& source) {
+}  // namespace
+
+Reach Exchange::reach_of(const Transport& transport, LinkId link, const Layout& source) {
   Pieces memory;
   Reach best = Reach::No;
   if (memory_of(source, true, memory)) best = transport.reach(link, memory);
@@ -39,8 +41,6 @@ Reach reach_of(const Transport& transport, LinkId link, const Layout& source) {
   if (memory_of(source, false, memory)) return transport.reach(link, memory);
   return best;
 }
-
-}  // namespace
 
 // ---- Outbox: inside a Node call
 
@@ -121,9 +121,12 @@ bool Exchange::quiet(PeerId peer) {
   return !copies;
 }
 
-bool Exchange::reaches(LinkId link, const Layout& given, RailKinds allowed) {
+bool Exchange::reaches(LinkId link, const Layout& given, Device landing, RailKinds allowed) {
   const Port* to = port(link);
   if (!to) return false;
+  if (to->kind == RailKind::CudaIpc) return carries(link, given, landing);
+  const bool direct = (allowed & rail_bit(RailKind::CudaIpc)) != 0;
+  if (direct && by_cuda_ipc(link, *to, given, landing)) return false;
   // Bytes of a GPU go from host memory of ours.
   const bool on_gpu = given.device() != kHost && devices_;
   const Layout& source = on_gpu ? devices_->arena.layout() : given;
@@ -133,8 +136,8 @@ bool Exchange::reaches(LinkId link, const Layout& given, RailKinds allowed) {
   // Of the same-host links only the best carries it: the same processor copies for all of them, and
   // a mapping needs no system call, while a bounce needs one more copy.
   for (const auto& [other, rival] : ports_) {
-    const bool network = rival.kind == RailKind::Tcp || rival.kind == RailKind::Rdma;
-    if (rival.peer != to->peer || rival.kind == to->kind || network) continue;
+    const bool local = rival.kind == RailKind::Shm || rival.kind == RailKind::Cma;
+    if (rival.peer != to->peer || rival.kind == to->kind || !local) continue;
     const bool rival_direct = reach_of(*rival.transport, other, source) == Reach::Direct;
     if (rival_direct && (reach == Reach::Staged || rival.kind == RailKind::Shm)) return false;
   }
@@ -148,10 +151,15 @@ bool Exchange::frame(LinkId link, const FrameHeader& header, std::span<const std
 }
 
 bool Exchange::slice(LinkId link, const FrameHeader& header) {
+  // Nobody here can sum what lies on a GPU, and our own kind never asks for it.
+  const Port* on = port(link);
+  if (on && on->kind == RailKind::CudaIpc && (header.flags & kHasCrc) != 0) return malformed(link);
   if (!node_.slice(link, header, now_ns())) return malformed(link);
   if (devices_) {
-    if (const Port* from = port(link))
+    const Port* from = port(link);
+    if (from && from->kind != RailKind::CudaIpc) {
       devices_->in.begin(link, from->peer, header, from->kind != RailKind::Rdma);
+    }
   }
   return true;
 }
@@ -177,7 +185,7 @@ bool Exchange::landed(LinkId link, const FrameHeader& header) {
 }
 
 bool Exchange::source(TransferId flow, std::uint64_t offset, std::uint64_t length, Pieces& out) {
-  if (devices_ && node_.source_origin(flow).device != kHost) {
+  if (devices_ && !names_gpus_ && node_.source_origin(flow).device != kHost) {
     return devices_->out.source(flow, offset, length, out);
   }
   return node_.source(flow, offset, length, out);

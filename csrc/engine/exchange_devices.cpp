@@ -10,11 +10,68 @@
 namespace tent {
 namespace {
 constexpr TimeNs kLastCopies = 10 * kSecond;
-}
+constexpr TimeNs kWishAgain = 1 * kSecond;
+}  // namespace
 
 Status Exchange::open_device(Device device) {
-  if (!devices_) devices_ = std::make_unique<DeviceStage>(node_, checksum_, wait_set_);
-  return devices_->open(device);
+  if (!devices_) {
+    const auto peer_of = [this](LinkId link) { return port(link)->peer; };
+    devices_ = std::make_unique<DeviceStage>(node_, checksum_, wait_set_, peer_of);
+    cuda_ipc_.attach(&devices_->direct);
+  }
+  const Status status = devices_->open(device);
+  if (status.ok()) cuda_ipc_.opened(device);
+  return status;
+}
+
+// The addresses that source() names over this link are those of the GPU, not of copies.
+bool Exchange::poll_cuda_ipc() {
+  const NamesGpus names(*this);
+  const bool moved = cuda_ipc_.poll(*this);
+  if (cuda_ipc_.take_news()) node_.ask_again();
+  return moved;
+}
+
+// A link between GPUs leaves nothing to the others; until there is one, it is asked for.
+bool Exchange::by_cuda_ipc(LinkId link, const Port& to, const Layout& source, Device landing) {
+  if (source.device() == kHost || landing == kHost || checksum_) return false;
+  bool any = false, near = false;
+  for (const auto& [other, rival] : ports_) {
+    if (rival.peer != to.peer) continue;
+    near |= rival.kind == RailKind::Shm || rival.kind == RailKind::Cma;
+    any |= rival.kind == RailKind::CudaIpc;
+    if (rival.kind == RailKind::CudaIpc && carries(other, source, landing)) return other != link;
+  }
+  if (near && !any) wish_for_cuda_ipc(to.peer);
+  return false;
+}
+
+void Exchange::wish_for_cuda_ipc(PeerId peer) {
+  const TimeNs now = now_ns();
+  TimeNs& again = cuda_ipc_wishes_[peer];
+  if (now < again) return;
+  again = now + kWishAgain;
+  dial(peer, rail_bit(RailKind::CudaIpc));
+}
+
+bool Exchange::carries(LinkId link, const Layout& source, Device landing) {
+  if (checksum_ || source.device() == kHost || landing == kHost) return false;
+  if (!cuda_ipc_.reads(link, source.device(), landing)) return false;
+  if (reach_of(cuda_ipc_, link, source) == Reach::Direct) return true;
+  if (std::exchange(cuda_ipc_said_, true)) return false;
+  events_.add({ControlEvent::Kind::Said, 0, 0, "",
+               "memory of a GPU goes through the host's memory to other processes: " +
+                   cuda_ipc_.why_not()});
+  return false;
+}
+
+std::string Exchange::never_reaches(LinkId link, const Layout& source, Device landing) {
+  const Port* to = port(link);
+  if (!to || to->kind != RailKind::CudaIpc) return "";
+  if (checksum_) return "with checksums the bytes of GPUs go through the host's memory";
+  const std::string why = cuda_ipc_.refuses(link, source.device(), landing);
+  if (!why.empty() || !cuda_ipc_.reads(link, source.device(), landing)) return why;
+  return reach_of(cuda_ipc_, link, source) == Reach::Direct ? "" : cuda_ipc_.why_not();
 }
 
 // The transfer touches its memory only after what its stream has queued until now.
@@ -37,7 +94,11 @@ bool Exchange::poll_devices() {
   const TimeNs now = now_ns();
   for (const auto& [id, status] : ended) {
     const TransferId flow = devices.out.flow_of(id);
-    if (devices.out.copied(id, status)) {
+    if (const auto direct = devices.direct.ended(id)) {
+      cuda_ipc_.copied(direct->link, id, status);
+      if (!status.ok()) node_.placed(direct->peer, direct->flow, "", 0, status, now);
+      node_.let_go(direct->peer, direct->flow);
+    } else if (devices.out.copied(id, status)) {
       if (!status.ok()) node_.source_failed(flow, status, now);
     } else if (!devices.in.copied(id, status, now)) {
       const auto mark = devices.marks.find(id);
@@ -71,12 +132,11 @@ void Exchange::place(PeerId peer, TransferId flow, const Layout& to, const Body&
 }
 
 bool Exchange::copying_in(PeerId peer, TransferId flow) const {
-  return devices_ && devices_->in.placing(peer, flow);
+  return devices_ && (devices_->in.placing(peer, flow) || devices_->direct.placing(peer, flow));
 }
 
 bool Exchange::copying(SegmentId segment) const {
-  return devices_ &&
-         (devices_->out.copying_segment(segment) || devices_->in.copying_segment(segment));
+  return devices_ && devices_->copying_segment(segment);
 }
 
 void Exchange::end_copies() {
@@ -87,7 +147,9 @@ void Exchange::end_copies() {
     sched_yield();
   }
   poll_devices();
-  if (devices_->copies.running() == 0) devices_.reset();
+  if (devices_->copies.running() != 0) return;
+  cuda_ipc_.attach(nullptr);
+  devices_.reset();
 }
 
 }  // namespace tent

@@ -199,7 +199,7 @@ void Process::traced(const SliceEvent& event) {
   if (event.ended < event.posted) world_.fail("P7: a slice ended before it was posted");
 }
 
-bool Process::reaches(LinkId id, const Layout& source, RailKinds) {
+bool Process::reaches(LinkId id, const Layout& source, Device, RailKinds) {
   const Link* link = world_.network.find_link(id);
   if (link == nullptr || source.parts().empty()) return true;
   // Shared memory is the lower half of the arena.

@@ -71,7 +71,7 @@ class Process final : public Outbox {
   void peer_lost(PeerId peer, const Status& why) override;
   void noted(SegmentId segment) override;
   void traced(const SliceEvent& event) override;
-  bool reaches(LinkId link, const Layout& source, RailKinds allowed) override;
+  bool reaches(LinkId link, const Layout& source, Device landing, RailKinds allowed) override;
   bool placing(LinkId link, TransferId flow) override;
 
  private:

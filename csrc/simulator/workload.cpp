@@ -128,7 +128,7 @@ RailKinds Workload::draw_rails(Tracked& tracked) {
   if (world_.random.chance(0.2)) {
     tracked.excuses |= kForbidden;
     tracked.unreachable = true;
-    return rail_bit(RailKind::Nvlink);
+    return rail_bit(RailKind::CudaIpc);
   }
   const Rail& rail = rails[0];
   return static_cast<RailKinds>(rail_bit(rail.kind) | rail_bit(RailKind::Tcp));

@@ -169,6 +169,11 @@ bool LocalChannel::begin_fetch() {
   return end_fetch();
 }
 
+bool LocalChannel::may_fetch() const {
+  std::atomic_thread_fence(std::memory_order_seq_cst);
+  return in_->withdrawn.load(std::memory_order_relaxed) == 0;
+}
+
 bool LocalChannel::end_fetch() {
   // Acquire fence: who copied what the writer put there after it withdrew sees that it did.
   std::atomic_thread_fence(std::memory_order_acquire);

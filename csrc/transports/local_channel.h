@@ -54,6 +54,7 @@ class LocalChannel final : public ByteStream {
   // What the peer named is copied between these two. False when it was withdrawn: before, or while
   // it was copied. Then the memory may be another transfer's by now, and what was copied is wrong.
   bool begin_fetch();
+  bool may_fetch() const;  // between the two, where copies begin and end one by one
   bool end_fetch();
   // Withdraws all that was named to the peer and is not fetched. The answer says whether the peer
   // is in the middle of it: it may be stopped there for any time.

@@ -49,11 +49,14 @@ SliceWriter::Next LocalSliceWriter::name_next(bool committed, Receiver& receiver
 }
 
 void LocalSliceWriter::write_chunk(ChunkHeader::Kind kind) {
+  const auto preface = named_.empty() ? std::span<const std::uint8_t>() : namer_.preface();
   const ChunkHeader header{kind, std::uint32_t(named_.size())};
   const std::size_t pieces_bytes = named_.size() * sizeof(NamedPiece);
-  std::memcpy(chunk_.data(), &header, sizeof header);
-  if (pieces_bytes > 0) std::memcpy(chunk_.data() + sizeof header, named_.data(), pieces_bytes);
-  chunk_bytes_ = sizeof header + pieces_bytes;
+  if (!preface.empty()) std::memcpy(chunk_.data(), preface.data(), preface.size());
+  std::uint8_t* at = chunk_.data() + preface.size();
+  std::memcpy(at, &header, sizeof header);
+  if (pieces_bytes > 0) std::memcpy(at + sizeof header, named_.data(), pieces_bytes);
+  chunk_bytes_ = preface.size() + sizeof header + pieces_bytes;
   chunk_sent_ = 0;
 }
 

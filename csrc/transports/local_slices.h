@@ -26,6 +26,7 @@ struct ChunkHeader {  // on the stream, before its pieces
     Pieces = 1,
     Torn = 2,   // the source has ended: there is nothing for the rest of the slice
     Bytes = 3,  // so many bytes follow themselves; only where the transport has it so
+    Space = 4,  // what pieces that follow count in; only where the transport has it so
   };
   Kind kind = Kind::Pieces;
   std::uint32_t count = 0;
@@ -36,6 +37,7 @@ inline constexpr std::size_t kChunkPiecesMax = 128;
 inline constexpr std::size_t kChunkBytesMax =
     sizeof(ChunkHeader) + kChunkPiecesMax * sizeof(NamedPiece);
 static_assert(kChunkBytesMax <= ReadAhead::kBytes);
+inline constexpr std::size_t kPrefaceBytesMax = 128;
 inline constexpr std::uint64_t kCarriedBytesMax = kChunkBytesMax - sizeof(ChunkHeader);
 
 // The sender's half of a same-host transport.
@@ -46,6 +48,9 @@ class PieceNamer {
   // bytes these are; 0: not now. Takes bytes that it had to copy off the budget.
   virtual std::uint64_t name(const Pieces& pieces, std::uint64_t& budget,
                              std::vector<NamedPiece>& out) = 0;
+  // What the peer must know before it can understand the names of the last name(): whole chunks, at
+  // most kPrefaceBytesMax.
+  virtual std::span<const std::uint8_t> preface() { return {}; }
   // Whether these bytes are to follow in the chunk, since naming them costs more or is not
   // possible.
   virtual bool carries(const Pieces&) { return false; }
@@ -82,7 +87,7 @@ class LocalSliceWriter final : public SliceWriter {
   Bite bite_{kChunkPiecesMax};
   Pieces pieces_;
   std::vector<NamedPiece> named_;
-  std::array<std::uint8_t, kChunkBytesMax> chunk_;
+  std::array<std::uint8_t, kPrefaceBytesMax + kChunkBytesMax> chunk_;
 };
 
 class LocalSliceReader final : public SliceReader {

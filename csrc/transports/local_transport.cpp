@@ -70,7 +70,9 @@ LocalTransport::LocalTransport(int wait_set, Doorbell& doorbell, std::uint64_t p
   }
 }
 
-LocalTransport::~LocalTransport() {
+LocalTransport::~LocalTransport() { drop_all(); }
+
+void LocalTransport::drop_all() {
   // The engine ends, and has said so: what was named stays good, so that this is heard behind it.
   std::vector<LocalLink*> links;
   links_.each([&links](LocalLink& link) { links.push_back(&link); });
@@ -107,6 +109,7 @@ Status LocalTransport::connect(const Connection& connection) {
     close(connection.link);
     return status;
   }
+  greet(kept);
   settle(kept, true);
   return {};
 }
@@ -164,6 +167,7 @@ bool LocalTransport::poll(Receiver& receiver) {
 bool LocalTransport::serve(LocalLink& link, Receiver& receiver) {
   bool moved = false;
   bool more = link.reader.receive(receiver, poll_bytes_, moved);
+  if (link.state.live()) more |= link.advance(receiver, moved);
   if (link.state.live()) more |= link.writer.send(receiver, poll_bytes_, moved);
   if (link.state.closed) return true;
   if (!link.state.fault.ok()) {
@@ -254,6 +258,7 @@ std::function<bool()> LocalTransport::peer_copies(LinkId id) {
 
 void LocalTransport::drop(LocalLink& link) {
   link.state.closed = true;
+  link.stop();
   // Not left to the closing: a forked child may hold copies, and the kernel would go on reporting.
   static_cast<void>(::epoll_ctl(ready_.get(), EPOLL_CTL_DEL, link.socket.fd(), nullptr));
   if (link.socket.pidfd() >= 0) {

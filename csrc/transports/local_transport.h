@@ -19,15 +19,20 @@ namespace tent {
 
 class LocalLink : public PieceNamer, public PieceFetcher {
  public:
-  LocalLink()
+  // `own`: how slices are taken, where it is not by copying them at once.
+  explicit LocalLink(SliceReader* own = nullptr)
       : channel(state),
         slices_out(*this),
         slices_in(state, channel, *this),
-        reader(state, channel, slices_in),
+        reader(state, channel, own != nullptr ? *own : slices_in),
         writer(state, channel, slices_out) {}
 
   // A parcel that is the transport's own business came. False: it is none; sets the fault itself.
   virtual bool take_parcel(Parcel& parcel) = 0;
+  // Takes what has been copied meanwhile, where copies end by themselves. True: look again.
+  virtual bool advance(Receiver&, bool& /*moved*/) { return false; }
+  // Returns when no copy goes on for the link.
+  virtual void stop() {}
   // Takes all parcels that have come. False: the link has a fault, or the peer has closed it.
   bool take_parcels();
   // True once the parcel is on its way; false: it waits, or the link has a fault.
@@ -64,6 +69,10 @@ class LocalTransport : public Transport {
   virtual std::unique_ptr<LocalLink> make_link() = 0;
   // Why this peer cannot be served, or Ok.
   virtual Status accepts(const PeerSocket& peer) const = 0;
+  virtual void greet(LocalLink&) {}  // a link that is up: the transport's own first words
+
+  // To be called by the destructor of a transport whose links use its own members.
+  void drop_all();
 
   // Leaves the link such that whatever can go on is heard of: by our own mark (`more`, or a fault),
   // by the peer's ring, or by its socket.

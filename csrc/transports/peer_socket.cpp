@@ -69,6 +69,7 @@ std::size_t fds_due(ParcelKind kind) {
     case ParcelKind::Staging:
       return 1;
     case ParcelKind::Forget:
+    case ParcelKind::Reads:
       return 0;
   }
   return kFdsMax + 1;  // no such kind

@@ -18,6 +18,7 @@ enum class ParcelKind : std::uint32_t {
   Region = 2,    // fds: memory. id, bytes
   Forget = 3,    // the region `id` is no more
   Staging = 4,   // fds: memory. bytes
+  Reads = 5,     // GPU number `id` of the sender can read the one with the key `bytes`; 0: no more
 };
 
 struct ParcelLabel {                 // on the socket

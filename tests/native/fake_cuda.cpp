@@ -4,77 +4,12 @@
 // exported under libcuda's names, for dlopen; as a Python module it is what the test drives.
 // What always holds: whoever touches device memory from the host, copies with page-locked memory
 // that is none, or without a context, is told.
+#include "fake_cuda.h"
+
 #include <pybind11/stl.h>
-#include <sys/mman.h>
-#include <unistd.h>
 
 #include <algorithm>
-#include <atomic>
-#include <condition_variable>
-#include <cstdint>
 #include <cstring>
-#include <deque>
-#include <functional>
-#include <map>
-#include <mutex>
-#include <random>
-#include <string>
-#include <thread>
-#include <vector>
-
-#include "drivers/cuda_api.h"
-#include "engine/clock.h"
-
-#define EXPORT extern "C" __attribute__((visibility("default")))
-
-using namespace tent;
-
-constexpr int kDevices = 2;
-constexpr CudaResult kInvalidValue = 1, kInvalidContext = 201;
-
-struct CUctx_st {
-  int device = 0, retained = 0;
-  TimeNs engine_free[2] = {0, 0};  // into, out of
-  std::atomic<std::uint64_t> copied[2] = {0, 0};
-  std::atomic<TimeNs> first[2] = {0, 0}, last[2] = {0, 0};  // when copies began and ended
-};
-
-struct CUevent_st {
-  std::uint64_t recorded = 0, reached = 0;
-};
-
-struct CUstream_st {
-  CUstream_st() : worker([this] { run(); }) { worker.detach(); }
-  void run();
-  bool works() const;
-  std::deque<std::function<void()>> queue;
-  std::condition_variable wanted;
-  bool ended = false, busy = false;
-  int capturing = 0;
-  std::thread worker;
-};
-
-namespace {
-
-struct Allocation {
-  std::size_t bytes;
-  std::uint8_t* shadow;
-  int device;
-};
-
-struct World {
-  std::mutex mutex;
-  CUctx_st contexts[kDevices];
-  CUstream_st* legacy[kDevices] = {nullptr, nullptr};
-  std::vector<CUstream_st*> streams;
-  std::map<CudaAddress, Allocation> memory;
-  std::map<std::uint64_t, std::size_t> pinned;
-  std::size_t pinned_max = SIZE_MAX;
-  std::map<std::string, std::pair<int, CudaResult>> failures;  // after so many calls
-  double rate[2] = {0, 0};                                     // bytes per second; 0: no time
-  TimeNs latency = 0, jitter = 0;
-  std::mt19937_64 random{1};
-};
 
 World& world() {
   static auto* one = new World;  // streams outlive main()
@@ -85,6 +20,7 @@ thread_local std::vector<CUctx_st*> current;
 
 // Called with the lock held.
 CudaResult asked(const char* function) {
+  ++world().calls[function];
   auto& failures = world().failures;
   const auto failure = failures.find(function);
   if (failure == failures.end() || failure->second.first-- > 0) return 0;
@@ -93,7 +29,7 @@ CudaResult asked(const char* function) {
   return result;
 }
 
-const Allocation* find(CudaAddress address, std::size_t bytes, CudaAddress& base) {
+Allocation* find(CudaAddress address, std::size_t bytes, CudaAddress& base) {
   World& w = world();
   auto found = w.memory.upper_bound(address);
   if (found == w.memory.begin()) return nullptr;
@@ -103,6 +39,8 @@ const Allocation* find(CudaAddress address, std::size_t bytes, CudaAddress& base
   return offset + bytes <= found->second.bytes && offset < found->second.bytes ? &found->second
                                                                                : nullptr;
 }
+
+namespace {
 
 bool is_pinned(const void* host, std::size_t bytes) {
   const auto address = reinterpret_cast<std::uint64_t>(host);
@@ -133,33 +71,44 @@ void sleep_until(TimeNs time) {
   }
 }
 
+}  // namespace
+
 // The copy engine of a direction serves one copy at a time, and the bytes move when it is over.
-CudaResult copy(CudaAddress gpu, void* host, std::size_t bytes, CudaStream given, bool into) {
+CudaResult copy(Way way, std::uint8_t* to, const std::uint8_t* from, std::size_t bytes,
+                CudaStream given) {
   World& w = world();
-  CudaAddress base = 0;
-  const Allocation* memory = find(gpu, bytes, base);
-  if (current.empty()) return kInvalidContext;
-  if (memory == nullptr || !is_pinned(host, bytes)) return kInvalidValue;
   CUctx_st& context = *current.back();
-  std::uint8_t* shadow = memory->shadow + (gpu - base);
   push(stream_of(given), [=, &w, &context] {
     TimeNs done = 0;
     {
       const std::lock_guard lock(w.mutex);
-      const double rate = w.rate[into ? 0 : 1];
+      const double rate = w.rate[way];
       const TimeNs work = w.latency + (rate > 0 ? TimeNs(double(bytes) / rate * 1e9) : 0);
-      TimeNs& free = context.engine_free[into ? 0 : 1];
+      TimeNs& free = context.engine_free[way];
       done = free = std::max(now_ns(), free) + work;
-      context.copied[into ? 0 : 1] += bytes;
-      if (context.first[into ? 0 : 1] == 0) context.first[into ? 0 : 1] = now_ns();
+      context.copied[way] += bytes;
+      if (context.first[way] == 0) context.first[way] = now_ns();
       if (w.jitter > 0) done += TimeNs(w.random() % std::uint64_t(w.jitter));
     }
     if (done > now_ns()) sleep_until(done);
     const std::lock_guard lock(w.mutex);
-    context.last[into ? 0 : 1] = now_ns();
-    into ? std::memcpy(shadow, host, bytes) : std::memcpy(host, shadow, bytes);
+    context.last[way] = now_ns();
+    std::memmove(to, from, bytes);
   });
   return 0;
+}
+
+namespace {
+
+CudaResult copy_host(CudaAddress gpu, void* host, std::size_t bytes, CudaStream stream, Way way) {
+  CudaAddress base = 0;
+  const Allocation* memory = find(gpu, bytes, base);
+  if (current.empty()) return kInvalidContext;
+  if (memory == nullptr || !is_pinned(host, bytes)) return kInvalidValue;
+  std::uint8_t* shadow = memory->shadow + (gpu - base);
+  auto* other = static_cast<std::uint8_t*>(host);
+  return way == kInto ? copy(way, shadow, other, bytes, stream)
+                      : copy(way, other, shadow, bytes, stream);
 }
 
 }  // namespace
@@ -185,12 +134,6 @@ bool CUstream_st::works() const {
   return busy || !queue.empty();
 }
 
-#define BEGIN(name)                           \
-  const std::lock_guard lock(world().mutex);  \
-  if (const CudaResult wrong = asked(name)) { \
-    return wrong;                             \
-  }
-
 // ---- what libcuda has ---------------------------------------------------------------------------
 
 EXPORT CudaResult cuInit(unsigned) {
@@ -211,7 +154,7 @@ EXPORT CudaResult cuDeviceGet(CudaDevice* device, int ordinal) {
   return ordinal < 0 || ordinal >= kDevices ? 101 : 0;
 }
 EXPORT CudaResult cuDeviceGetUuid_v2(CudaUuid* uuid, CudaDevice device) {
-  std::memset(uuid->bytes, 0x10 + device, sizeof uuid->bytes);
+  std::memset(uuid->bytes, 0x10 + world().order[device], sizeof uuid->bytes);
   return 0;
 }
 EXPORT CudaResult cuDevicePrimaryCtxRetain(CudaContext* context, CudaDevice device) {
@@ -282,12 +225,12 @@ EXPORT CudaResult cuEventDestroy_v2(CudaEvent) { return 0; }  // a stream may st
 EXPORT CudaResult cuMemcpyHtoDAsync_v2(CudaAddress to, const void* from, std::size_t bytes,
                                        CudaStream stream) {
   BEGIN("cuMemcpyHtoDAsync");
-  return copy(to, const_cast<void*>(from), bytes, stream, true);
+  return copy_host(to, const_cast<void*>(from), bytes, stream, kInto);
 }
 EXPORT CudaResult cuMemcpyDtoHAsync_v2(void* to, CudaAddress from, std::size_t bytes,
                                        CudaStream stream) {
   BEGIN("cuMemcpyDtoHAsync");
-  return copy(from, to, bytes, stream, false);
+  return copy_host(from, to, bytes, stream, kOutOf);
 }
 EXPORT CudaResult cuMemHostRegister_v2(void* memory, std::size_t bytes, unsigned) {
   BEGIN("cuMemHostRegister");
@@ -305,26 +248,21 @@ EXPORT CudaResult cuPointerGetAttribute(void* value, int attribute, CudaAddress 
   CudaAddress base = 0;
   const Allocation* memory = find(address, 1, base);
   if (memory == nullptr) return kInvalidValue;
-  const bool kind = attribute == kCudaPointerMemoryType;
-  return *static_cast<int*>(value) = kind ? int(kCudaMemoryTypeDevice) : memory->device, 0;
+  switch (attribute) {
+    case kCudaPointerMemoryType:
+      return *static_cast<int*>(value) = int(kCudaMemoryTypeDevice), 0;
+    case kCudaPointerBufferId:
+      return *static_cast<std::uint64_t*>(value) = memory->number, 0;
+    case kCudaPointerIpcCapable:
+      return *static_cast<int*>(value) = memory->shareable ? 1 : 0, 0;
+    default:
+      return *static_cast<int*>(value) = memory->device, 0;
+  }
 }
 
 // ---- what the test does -------------------------------------------------------------------------
 
 namespace {
-
-CudaAddress allocate(int device, std::size_t bytes) {
-  const std::size_t mapped = (bytes + 4095) / 4096 * 4096;
-  const int fd = memfd_create("fake-gpu", MFD_CLOEXEC);
-  if (fd < 0 || ftruncate(fd, off_t(mapped)) != 0) return 0;
-  void* address = mmap(nullptr, mapped, PROT_NONE, MAP_SHARED, fd, 0);
-  void* shadow = mmap(nullptr, mapped, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);
-  close(fd);
-  const std::lock_guard lock(world().mutex);
-  const auto key = reinterpret_cast<CudaAddress>(address);
-  world().memory[key] = {bytes, static_cast<std::uint8_t*>(shadow), device};
-  return key;
-}
 
 // Where the bytes really are.
 std::uint64_t shadow(CudaAddress address) {
@@ -334,13 +272,16 @@ std::uint64_t shadow(CudaAddress address) {
   return memory ? reinterpret_cast<std::uint64_t>(memory->shadow + (address - base)) : 0;
 }
 
-void model(double into, double out_of, double latency_s, double jitter_s) {
+void model(double into, double out_of, double across, double latency_s, double jitter_s) {
   const std::lock_guard lock(world().mutex);
-  world().rate[0] = into;
-  world().rate[1] = out_of;
+  world().rate[kInto] = into;
+  world().rate[kOutOf] = out_of;
+  world().rate[kAcross] = across;
   world().latency = TimeNs(latency_s * 1e9);
   world().jitter = TimeNs(jitter_s * 1e9);
-  for (CUctx_st& context : world().contexts) context.first[0] = context.first[1] = 0;
+  for (CUctx_st& context : world().contexts) {
+    for (auto& first : context.first) first = 0;
+  }
 }
 
 // A stream of the caller's, as torch's are.
@@ -369,6 +310,18 @@ PYBIND11_MODULE(fake_cuda, m) {
     return body();
   };
   m.def("alloc", &allocate);
+  m.def("replace", &replace);
+  m.def("peers", [&, locked](bool can) { locked([&] { w.peers = can; }); });
+  m.def("order",
+        [&, locked](int first) { locked([&] { w.order[0] = first, w.order[1] = 1 - first; }); });
+  m.def("calls",
+        [&, locked](const std::string& name) { return locked([&] { return w.calls[name]; }); });
+  m.def("opened", [&, locked] {  // allocations of other processes that are open here
+    return locked([&] {
+      return std::count_if(w.memory.begin(), w.memory.end(),
+                           [](const auto& known) { return known.second.opened > 0; });
+    });
+  });
   // The addresses stay reserved, so that no later memory is taken for this.
   m.def("free", [&, locked](CudaAddress at) { locked([&] { return w.memory.erase(at); }); });
   m.def("shadow", &shadow);
@@ -379,11 +332,10 @@ PYBIND11_MODULE(fake_cuda, m) {
   m.def("limit_pinned", [&, locked](std::size_t bytes) { locked([&] { w.pinned_max = bytes; }); });
   m.def("pinned", [locked] { return locked(pinned_bytes); });
   m.def("contexts", [&](int device) { return w.contexts[device].retained; });
-  m.def("copied",
-        [&](int device, bool out_of) { return w.contexts[device].copied[out_of].load(); });
-  m.def("span", [&](int device, bool out_of) {
+  m.def("copied", [&](int device, int way) { return w.contexts[device].copied[way].load(); });
+  m.def("span", [&](int device, int way) {
     const CUctx_st& c = w.contexts[device];
-    return std::pair(double(c.first[out_of]) * 1e-9, double(c.last[out_of]) * 1e-9);
+    return std::pair(double(c.first[way]) * 1e-9, double(c.last[way]) * 1e-9);
   });
   m.def("stream", &make_stream);
   m.def("capture", [](std::uint64_t stream, int status) {

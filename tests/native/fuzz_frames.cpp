@@ -132,7 +132,7 @@ class Victim final : public Outbox, public Receiver {
   void peer_lost(PeerId, const Status&) override {}
   void noted(SegmentId) override {}
   void traced(const SliceEvent&) override {}
-  bool reaches(LinkId, const Layout&, RailKinds) override { return true; }
+  bool reaches(LinkId, const Layout&, Device, RailKinds) override { return true; }
   bool placing(LinkId, TransferId) override { return false; }
 
  private:

@@ -14,7 +14,9 @@
 #include <string>
 #include <vector>
 
+#include "device/copies.h"
 #include "transports/cma.h"
+#include "transports/cuda_ipc.h"
 #include "transports/doorbell.h"
 #include "transports/local_channel.h"
 #include "transports/rdma.h"
@@ -68,17 +70,62 @@ std::unique_ptr<Transport> make_transport(const std::string& kind, std::uint64_t
   if (kind == "tcp") return std::make_unique<TcpTransport>(wait_set, poll_bytes);
   if (kind == "shm") return std::make_unique<ShmTransport>(wait_set, bell, poll_bytes);
   if (kind == "cma") return std::make_unique<CmaTransport>(wait_set, bell, poll_bytes);
+  if (kind.starts_with("cuda_ipc:")) {
+    return std::make_unique<CudaIpcTransport>(wait_set, bell, poll_bytes);
+  }
   throw std::invalid_argument("no such transport: " + kind);
 }
+
+// What the engine has for copies between GPUs: both of the driver "cuda_ipc:FILE" are in use.
+class GpuCopies final : public GpuCopier {
+ public:
+  explicit GpuCopies(const std::string& kind) {
+    if (!kind.starts_with("cuda_ipc:")) return;
+    std::string why;
+    if (Cuda::load(kind.substr(9), why) == nullptr) throw std::runtime_error(why);
+    for (const Device device : {0, 1}) {
+      if (const Status status = copies_.open(device); !status.ok()) {
+        throw std::runtime_error(status.text);
+      }
+    }
+  }
+  const Gpu* gpu(Device device) const override { return copies_.gpu(device); }
+  std::vector<Device> gpus() const override { return copies_.devices(); }
+  GpuCopyId copy(LinkId link, TransferId, Device device, const Pieces& from,
+                 const Pieces& to) override {
+    const CopyId id = copies_.across(device, from, to);
+    links_[id] = link;
+    return id;
+  }
+  void finish(GpuCopyId id) override { copies_.finish(id); }
+  bool poll(CudaIpcTransport& transport) {
+    std::vector<DeviceCopies::Ended> ended;
+    copies_.poll(ended);
+    for (const auto& [id, status] : ended) {
+      transport.copied(links_.at(id), id, status);
+      links_.erase(id);
+    }
+    return !ended.empty();
+  }
+  std::size_t running() const { return copies_.running(); }
+
+ private:
+  DeviceCopies copies_;
+  std::map<CopyId, LinkId> links_;
+};
 
 // One end: an epoll set, a doorbell, a transport, and what its Receiver says and hears.
 class Side final : public Receiver {
  public:
   Side(const std::string& kind, std::uint64_t poll_bytes)
-      : wait_set_(::epoll_create1(EPOLL_CLOEXEC)),
+      : copier_(kind),
+        wait_set_(::epoll_create1(EPOLL_CLOEXEC)),
         bell_(wait_set_.get()),
         transport_(make_transport(kind, poll_bytes, wait_set_.get(), bell_)),
-        rdma_(dynamic_cast<RdmaTransport*>(transport_.get())) {}
+        rdma_(dynamic_cast<RdmaTransport*>(transport_.get())),
+        cuda_ipc_(dynamic_cast<CudaIpcTransport*>(transport_.get())) {
+    if (cuda_ipc_ != nullptr) cuda_ipc_->attach(&copier_);
+  }
 
   // ---- the script ------------------------------------------------------------------------------
   void source_line(TransferId flow, const std::vector<std::pair<std::uint64_t, std::uint64_t>>& p) {
@@ -109,7 +156,18 @@ class Side final : public Receiver {
     transport_->post(link, frame_of(header, body));
     transport_->send(link, *this);
   }
-  bool poll() { return transport_ != nullptr && transport_->poll(*this); }
+  bool poll() {
+    if (transport_ == nullptr) return false;
+    const bool copied = cuda_ipc_ != nullptr && copier_.poll(*cuda_ipc_);
+    return transport_->poll(*this) || copied;
+  }
+  std::size_t copying() const { return copier_.running(); }
+  std::string refuses(LinkId link, int source, int landing) const {
+    return cuda_ipc_->refuses(link, Device(source), Device(landing));
+  }
+  bool reads(LinkId link, int source, int landing) const {
+    return cuda_ipc_->reads(link, Device(source), Device(landing));
+  }
   void close(LinkId link) { transport_->close(link); }
   int reach(LinkId link, const std::vector<std::pair<std::uint64_t, std::uint64_t>>& p) {
     return int(transport_->reach(link, line_of(p).pieces));
@@ -161,6 +219,7 @@ class Side final : public Receiver {
   void hang_up() {
     transport_.reset();
     rdma_ = nullptr;
+    cuda_ipc_ = nullptr;
   }
 
   std::vector<Event> take_events() { return std::exchange(events_, {}); }
@@ -219,6 +278,7 @@ class Side final : public Receiver {
     return call != refuse_;
   }
 
+  GpuCopies copier_;  // outlives the transport
   Descriptor wait_set_;
   Doorbell bell_;
   std::map<TransferId, Line> sources_, landings_;
@@ -229,7 +289,8 @@ class Side final : public Receiver {
   LinkId reply_link_ = 0;
   Frame reply_;
   std::unique_ptr<Transport> transport_;
-  RdmaTransport* rdma_;  // the same, where it is one
+  RdmaTransport* rdma_;         // the same, where it is one
+  CudaIpcTransport* cuda_ipc_;  // likewise
 };
 
 // Polls all sides until the first has heard of `events` things. False when the time passed.
@@ -297,6 +358,9 @@ PYBIND11_MODULE(transport_contract, m) {
       .def("drop", &Side::drop)
       .def("complaint", &Side::complaint)
       .def("placing", &Side::placing)
+      .def("refuses", &Side::refuses)
+      .def("reads", &Side::reads)
+      .def_property_readonly("copying", &Side::copying)
       .def("sleep", &Side::sleep)
       .def("hang_up", &Side::hang_up)
       .def("take_events", &Side::take_events)

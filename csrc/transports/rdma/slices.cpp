@@ -40,6 +40,7 @@ bool RdmaSliceReader::next_chunk(ReadAhead& ahead, Receiver& receiver) {
       good = take_bytes(body, header.count, receiver);
       break;
     case ChunkHeader::Kind::Torn:
+    case ChunkHeader::Kind::Space:  // refused above
       good = take_torn(receiver);
       break;
   }
