@@ -35,8 +35,8 @@ class Rail:
 
 
 class Rails(Probe):
-    """One tool on some rails at a time. `case`: "bytes", "rails" (fields of Rail), and maybe "least"
-    (messages) and "sum". `half_trips`: how many a time is, of a tool that tells halves of them.
+    """One tool on some rails at a time. `case`: "bytes", "rails" (fields of Rail), and may have
+    "least" (messages) and "sum". `half_trips`: how many a time is, of a tool that tells halves.
 
     What the tools on two rails reach together is their bytes over the time in which any of them was
     at work: on one processor they may run one after the other, each with all of it. "sum": the sum
@@ -53,7 +53,7 @@ class Rails(Probe):
         self.rails = [Rail(**fields) for fields in case["rails"]]
 
     def run(self, times: int) -> dict[str, Any]:
-        """Seconds as if one after the other: of half round trips, or of bytes at the rails' rate."""
+        """Seconds as if one after the other: of half round trips, or at the rails' rate."""
         count = max(times, self._least)
         running = []
         try:
@@ -67,7 +67,9 @@ class Rails(Probe):
                 running.append(found)
                 clients.append(found)
             ends = wait_for_all(clients)
-            figures = [figure(self.tool, *client.communicate()) for client in clients]
+            figures = [
+                figure(self.tool, *client.communicate(timeout=START_S)) for client in clients
+            ]
             for one in running:
                 one.wait(START_S)
         finally:
