@@ -35,24 +35,25 @@ class Rail:
 
 
 class Rails(Probe):
-    """One tool on some rails at a time. `case`: "bytes", "rails" (fields of Rail) and "least".
+    """One tool on some rails at a time. `case`: "bytes", "rails" (fields of Rail), and may have
+    "least" (messages) and "sum". `half_trips`: how many a time is, of a tool that tells halves.
 
-    On two rails with few messages, which may all be on the way at once, the tools run one after the
-    other and measure their beginning: then "least" asks for more. `half_trips`: how many a time is,
-    of a tool that tells halves of round trips.
+    What the tools on two rails reach together is their bytes over the time in which any of them was
+    at work: on one processor they may run one after the other, each with all of it. "sum": the sum
+    of their rates, where a rail is slow by itself and not for want of the processor.
     """
 
     def __init__(self, tool: str, case: dict[str, Any], half_trips: int = 1) -> None:
         super().__init__()
         self.tool, *self._words = tool.split()
         self._least = case.get("least", LEAST)
+        self._sum = case.get("sum", False)
         self._half_trips = half_trips
         self.bytes = case["bytes"]
         self.rails = [Rail(**fields) for fields in case["rails"]]
 
     def run(self, times: int) -> dict[str, Any]:
-        """Seconds as if one after the other: of a half round trip, or of bytes at the sum of the
-        rails' rates."""
+        """Seconds as if one after the other: of half round trips, or at the rails' rate."""
         count = max(times, self._least)
         running = []
         try:
@@ -65,7 +66,10 @@ class Rails(Probe):
                 found = self._start(place, rail.client, rail.client_gid, count, rail.address)
                 running.append(found)
                 clients.append(found)
-            figures = [figure(self.tool, *client.communicate(timeout=RUN_S)) for client in clients]
+            ends = wait_for_all(clients)
+            figures = [
+                figure(self.tool, *client.communicate(timeout=START_S)) for client in clients
+            ]
             for one in running:
                 one.wait(START_S)
         finally:
@@ -74,7 +78,11 @@ class Rails(Probe):
                 one.communicate()
         if self.tool.endswith("_lat"):
             return {"seconds": figures[0] * 1e-6 * self._half_trips * times}
-        return {"seconds": self.bytes * times / (sum(figures) * MIB)}
+        if self._sum:
+            return {"seconds": self.bytes * times / (sum(figures) * MIB)}
+        took = [self.bytes * count / (rate * MIB) for rate in figures]
+        busy = union_s([(end - lasted, end) for end, lasted in zip(ends, took, strict=True)])
+        return {"seconds": busy * times / (count * len(clients))}
 
     def _start(
         self, place: int, device: str, gid: int, times: int, *address: str
@@ -85,6 +93,29 @@ class Rails(Probe):
         return subprocess.Popen(
             [*words, *address], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
         )
+
+
+def wait_for_all(clients: list[subprocess.Popen[str]]) -> list[float]:
+    """When each of them ended. They say less than a pipe holds."""
+    ends = [0.0] * len(clients)
+    deadline = time.monotonic() + RUN_S
+    while not all(ends):
+        for place, client in enumerate(clients):
+            if not ends[place] and client.poll() is not None:
+                ends[place] = time.monotonic()
+        if time.monotonic() > deadline:
+            raise RuntimeError(f"a tool has not ended after {RUN_S:g} s")
+        time.sleep(0.002)
+    return ends
+
+
+def union_s(spans: list[tuple[float, float]]) -> float:
+    """The time that is in any of the spans."""
+    total, covered = 0.0, float("-inf")
+    for begin, end in sorted(spans):
+        total += max(0.0, end - max(begin, covered))
+        covered = max(covered, end)
+    return total
 
 
 def wait_for_listener(port: int) -> None:
