@@ -9,7 +9,7 @@ from collections.abc import Callable
 import pytest
 import torch
 
-from tests.fake_cuda import until, use
+from tests.fake_cuda import INTO, OUT_OF, until, use
 from tests.faults.rig import MIB, Rig, pattern
 
 SIZE = 24 * MIB
@@ -30,10 +30,10 @@ def test_a_rail_that_fails_in_the_middle(fault: str, verb: str) -> None:
         there = y if verb == "write" else x
         with rig.far.register(there, access="read-write") as segment:
             remote = rig.near.open(segment.ticket())
-            copied, placed = fake.copied(0, out_of=True), fake.copied(1, out_of=False)
+            copied, placed = fake.copied(0, OUT_OF), fake.copied(1, INTO)
             began = time.monotonic()
             transfer = rig.near.write(x, remote) if verb == "write" else rig.near.read(remote, y)
-            until(lambda: fake.copied(1, out_of=False) > placed + 4 * MIB)
+            until(lambda: fake.copied(1, INTO) > placed + 4 * MIB)
             FAULTS[fault](rig)
             assert not transfer.done()
             transfer.wait(30)
@@ -41,5 +41,5 @@ def test_a_rail_that_fails_in_the_middle(fault: str, verb: str) -> None:
         assert torch.equal(fake.peek(y), pattern(SIZE, 1))
         if verb == "write":
             assert transfer.report()["fences"] > 0
-        assert fake.copied(0, out_of=True) == copied + SIZE
+        assert fake.copied(0, OUT_OF) == copied + SIZE
     fake.idle()
