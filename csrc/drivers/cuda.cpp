@@ -11,7 +11,7 @@ namespace {
 
 struct Found {
   std::mutex mutex;
-  bool asked = false;
+  std::string library;  // the last that was asked for
   const Cuda* cuda = nullptr;
   std::string why;
 };
@@ -32,8 +32,8 @@ void resolve(void* library, Function& function, const char* name, std::string& m
 const Cuda* Cuda::load(const std::string& library, std::string& why) {
   Found& known = found();
   const std::lock_guard lock(known.mutex);
-  if (!known.asked) {
-    known.asked = true;
+  if (known.cuda == nullptr && known.library != library) {
+    known.library = library;
     std::unique_ptr<Cuda> cuda(new Cuda);
     void* opened = ::dlopen(library.c_str(), RTLD_NOW | RTLD_LOCAL);
     if (opened == nullptr) {

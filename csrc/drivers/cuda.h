@@ -15,8 +15,9 @@ namespace tent {
 
 class Cuda {
  public:
-  // Opens the library, once per process: later calls return what the first one found. Null, with
-  // the reason and what to do in `why`, where there is no driver or no GPU.
+  // Opens the library, once per process: later calls return what the first one found, and another
+  // library is tried only where there was none. Null, with the reason and what to do in `why`,
+  // where there is no driver or no GPU.
   static const Cuda* load(const std::string& library, std::string& why);
   // What load() found before; null: nobody asked.
   static const Cuda* loaded();
