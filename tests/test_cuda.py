@@ -207,7 +207,11 @@ def test_a_cancelled_receive_leaves_its_memory_alone(pair: Pair, fake: Fake, see
         fake.poke(y, before)
         fake.idle()
         assert torch.equal(fake.peek(y), before)
+        # A message that had not come before the cancel waits for the next receive.
+        other = pair.b.recv(torch.empty(size).byte(), 0, turn, group=pair.group_b)
         sent.exception(WAIT_S)
+        other.cancel()
+        other.exception(WAIT_S)
 
 
 def test_page_locked_memory_is_bounded(pair: Pair, fake: Fake) -> None:
