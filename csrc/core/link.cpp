@@ -37,6 +37,7 @@ TimeNs Link::idle_since() const {
 void Link::stamp_ack(FrameHeader& header) {
   header.ack = ack_sent_ = consumed();
   ack_waits_until_ = kNever;
+  slices_held_ = 0;
 }
 
 void Link::took(const FrameHeader& header, TimeNs now) {

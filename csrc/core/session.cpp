@@ -218,7 +218,7 @@ bool Session::landing(LinkId id, TransferId flow, std::uint64_t offset, std::uin
 bool Session::landed(LinkId id, const FrameHeader& header, TimeNs now) {
   Link* link = links_.find(id);
   if (link == nullptr) return true;
-  if (!link->placed(header.sequence)) return false;
+  if (!link->placed(header.sequence, now)) return false;
   const std::uint64_t bytes = header.body_bytes;
   if ((header.flags & kHasCrc) != 0) {
     Pieces pieces;
@@ -236,7 +236,7 @@ bool Session::arrived(LinkId id, const FrameHeader& header, const Pieces& memory
                       std::uint64_t& fresh, TimeNs now) {
   Link* link = links_.find(id);
   if (link == nullptr) return true;
-  if (!link->placed(header.sequence)) return false;
+  if (!link->placed(header.sequence, now)) return false;
   if ((header.flags & kHasCrc) != 0 && crc32c(memory) != header.crc) return false;
   took(*link, header.body_bytes, now);
   fresh = dialogue_.in.arrived(header.flow, header.offset, header.body_bytes);
@@ -382,7 +382,7 @@ void Session::post_acks(TimeNs now) {
       link->last_ping = now;
       frame.header.kind = FrameKind::Ping;
       post(*link, std::move(frame), {}, now);
-    } else if (link->must_ack(now)) {
+    } else if (link->must_ack(now, host_.outbox.behind(id))) {
       post(*link, std::move(frame), {}, now);
     }
   }
