@@ -86,3 +86,23 @@ def test_only_what_lies_before_a_slice_on_its_way_is_acknowledged() -> None:
     assert not link.placed(3, 0)
     assert link.placed(2, 0)
     assert link.ack() == 3
+
+
+def test_a_slice_that_nobody_waits_for_is_acknowledged_with_the_next_one() -> None:
+    link = LinkEnd()
+    for sequence in (1, 2, 3):
+        link.places(sequence)
+        assert link.placed(sequence, 7, ack_later=True)
+        assert not link.must_ack(7, behind=False)
+    assert link.ack_due() == 7 + ACK_DELAY
+    place(link, 4, 8)
+    assert link.must_ack(8, behind=False)
+    assert link.ack() == 4
+
+
+def test_the_last_slice_is_acknowledged_in_time_though_its_sender_does_not_wait() -> None:
+    link = LinkEnd()
+    link.places(1)
+    assert link.placed(1, 7, ack_later=True)
+    assert not link.must_ack(6 + ACK_DELAY, behind=False)
+    assert link.must_ack(7 + ACK_DELAY, behind=False)

@@ -18,11 +18,12 @@ LinkView Link::view() const {
 
 void Link::stamp(FrameHeader& header, Unacked unacked, TimeNs now) {
   header.sequence = unacked.sequence = next_sequence_++;
-  if ((header.flags & kAckLater) != 0) {
+  const bool later = (header.flags & kAckLater) != 0;
+  if (later && header.kind != FrameKind::Slice) {
     unacked.stamp = estimate_.posted_aside(now);
   } else {
     unacked.cost = sizeof(FrameHeader) + header.body_bytes;
-    unacked.stamp = estimate_.posted(unacked.cost, now);
+    unacked.stamp = estimate_.posted(unacked.cost, now, later);
   }
   unacked_.push_back(std::move(unacked));
   stamp_ack(header);

@@ -326,8 +326,15 @@ void bind_link(py::module_& module) {
              owned.link.took(header, now);
            })
       .def("places", [](OwnedLink& owned, std::uint64_t sequence) { owned.link.places(sequence); })
-      .def("placed", [](OwnedLink& owned, std::uint64_t sequence,
-                        TimeNs now) { return owned.link.placed(sequence, now); })
+      .def(
+          "placed",
+          [](OwnedLink& owned, std::uint64_t sequence, TimeNs now, bool ack_later) {
+            FrameHeader header;
+            header.sequence = sequence;
+            header.flags = ack_later ? kAckLater : 0;
+            return owned.link.placed(header, now);
+          },
+          py::arg("sequence"), py::arg("now"), py::arg("ack_later") = false)
       .def(
           "must_ack",
           [](const OwnedLink& owned, TimeNs now, bool behind) {
