@@ -17,6 +17,7 @@ from tests.transport_links import (
     GUARD,
     KINDS,
     LINK,
+    LOCAL,
     MIB,
     OPEN,
     PING,
@@ -183,6 +184,23 @@ def test_short_polls_come_to_the_same(kind: str, poll_bytes: int, seed: int) -> 
 
 
 # ---- bounds --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", LOCAL)
+def test_a_link_is_behind_until_it_has_taken_what_came(kind: str) -> None:
+    with Links(kind, 1000) as links:
+        one_flow(links, 4000)
+        assert not links.b.behind(LINK)
+        for sequence in range(1, 5):
+            post_slice(links.a, sequence, (sequence - 1) * 1000, 1000)
+        links.b.poll()
+        assert links.b.behind(LINK)
+        links.drive(links.b, 8)
+        while links.b.poll():
+            assert not links.b.behind(LINK)
+        assert not links.b.behind(LINK)
+        links.b.close(LINK)
+        assert not links.b.behind(LINK)
 
 
 @pytest.mark.parametrize("count", [1, 32])

@@ -10,6 +10,7 @@ namespace tent {
 namespace {
 
 constexpr std::uint64_t kChunksAhead = 4;  // of a pipelined broadcast, per neighbour
+constexpr std::uint64_t kChunksPerStep = 8;
 
 struct Tree {  // one rank's neighbours
   std::int32_t parent = -1;
@@ -43,17 +44,27 @@ void broadcast_buffered(const CollectiveShape& shape, const Tree& tree, Schedule
   for (std::int32_t child : tree.children) out.send(child, 0, held, bytes, {ready});
 }
 
+// Chunks are there for those that pass them on: more than eight for each step down the tree save
+// less time than each message costs, and where nobody passes anything on there is one.
+std::uint64_t chunk_of(const CollectiveShape& shape, std::uint64_t bytes, std::uint64_t least) {
+  const auto depth = std::uint64_t(std::bit_width(std::uint32_t(shape.size - 1)));
+  if (depth <= 1) return bytes;
+  const std::uint64_t wanted = (bytes / (kChunksPerStep * depth) + 63) / 64 * 64;
+  return std::max(wanted, least);
+}
+
 void broadcast_chunked(const CollectiveShape& shape, const Tuning& tuning, const Tree& tree,
                        Schedule& out) {
   const bool is_root = tree.parent < 0;
   const std::uint64_t bytes = is_root ? shape.inputs[0] : shape.outputs[0];
   const Place base{is_root ? Space::Input : Space::Output};
+  const std::uint64_t chunk = chunk_of(shape, bytes, tuning.chunk_bytes);
   // Per neighbour, the step that a new one waits for: the one kChunksAhead chunks before it.
   std::vector<std::vector<std::uint32_t>> ring(tree.children.size() + 1,
                                                std::vector(kChunksAhead, kNoStep));
   std::uint32_t channel = 0;
-  for (std::uint64_t at = 0; at < bytes; at += tuning.chunk_bytes, ++channel) {
-    const std::uint64_t length = std::min(tuning.chunk_bytes, bytes - at);
+  for (std::uint64_t at = 0; at < bytes; at += chunk, ++channel) {
+    const std::uint64_t length = std::min(chunk, bytes - at);
     const std::size_t turn = channel % kChunksAhead;
     std::uint32_t ready = kNoStep;
     if (!is_root)

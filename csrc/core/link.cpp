@@ -18,11 +18,12 @@ LinkView Link::view() const {
 
 void Link::stamp(FrameHeader& header, Unacked unacked, TimeNs now) {
   header.sequence = unacked.sequence = next_sequence_++;
-  if ((header.flags & kAckLater) != 0) {
+  const bool later = (header.flags & kAckLater) != 0;
+  if (later && header.kind != FrameKind::Slice) {
     unacked.stamp = estimate_.posted_aside(now);
   } else {
     unacked.cost = sizeof(FrameHeader) + header.body_bytes;
-    unacked.stamp = estimate_.posted(unacked.cost, now);
+    unacked.stamp = estimate_.posted(unacked.cost, now, later);
   }
   unacked_.push_back(std::move(unacked));
   stamp_ack(header);
@@ -37,6 +38,7 @@ TimeNs Link::idle_since() const {
 void Link::stamp_ack(FrameHeader& header) {
   header.ack = ack_sent_ = consumed();
   ack_waits_until_ = kNever;
+  slices_held_ = 0;
 }
 
 void Link::took(const FrameHeader& header, TimeNs now) {

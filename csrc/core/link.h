@@ -67,6 +67,14 @@ class Link {
   const RailEstimate& estimate() const { return estimate_; }
   LinkView view() const;
 
+  // Whether the acknowledgement of the next slice may wait for those that follow it: of four that
+  // are half of what the window has room for, three may.
+  bool may_ack_later() {
+    const std::uint64_t group = estimate_.window() / (2 * estimate_.slice_bytes());
+    if (++grouped_ < std::min<std::uint64_t>(group, kSlicesHeldMax)) return true;
+    grouped_ = 0;
+    return false;
+  }
   // Outgoing: numbers the frame, remembers it, and stamps the acknowledgement we owe.
   void stamp(FrameHeader& header, Unacked unacked, TimeNs now);
   void stamp_ack(FrameHeader& header);
@@ -97,19 +105,24 @@ class Link {
   void took(const FrameHeader& header, TimeNs now);  // a frame, all of it
   void places(std::uint64_t sequence) { placing_.push_back(sequence), ++arrived_; }  // a slice
   // Slices are in place in the order of their headers, though other frames may come in between.
-  bool placed(std::uint64_t sequence) {
-    if (placing_.empty() || placing_.front() != sequence) return false;
+  bool placed(const FrameHeader& header, TimeNs now) {
+    if (placing_.empty() || placing_.front() != header.sequence) return false;
     placing_.pop_front();
-    awaited_ = std::max(awaited_, sequence);
+    if ((header.flags & kAckLater) == 0) landed_ = header.sequence;
+    ++slices_held_;
+    if (ack_waits_until_ == kNever) ack_waits_until_ = now + ack_delay_;
     return true;
   }
   // Everything up to here is done with.
   std::uint64_t consumed() const { return placing_.empty() ? arrived_ : placing_.front() - 1; }
   bool owes_ack() const { return consumed() != ack_sent_; }
-  // One that nobody waits for rides with the next frame, or goes when its time has come.
-  bool must_ack(TimeNs now) const {
-    return owes_ack() && (awaited_ > ack_sent_ || ack_waits_until_ <= now ||
-                          arrived_ - ack_sent_ >= kAcksHeldMax);
+  // One that nobody waits for rides with the next frame, or goes when its time has come; those of
+  // slices go together while we are `behind` the sender, who has a window of eight and more.
+  bool must_ack(TimeNs now, bool behind) const {
+    if (!owes_ack()) return false;
+    return awaited_ > ack_sent_ || ack_waits_until_ <= now ||
+           arrived_ - ack_sent_ >= kAcksHeldMax ||
+           (landed_ > ack_sent_ && (!behind || slices_held_ >= kSlicesHeldMax));
   }
   TimeNs ack_due() const { return owes_ack() ? ack_waits_until_ : kNever; }
   TimeNs last_heard() const { return last_heard_; }
@@ -127,6 +140,7 @@ class Link {
 
  private:
   static constexpr std::uint64_t kAcksHeldMax = 32;  // far below what the control stream may send
+  static constexpr unsigned kSlicesHeldMax = 4;
 
   LinkId id_;
   LinkInfo info_;
@@ -134,6 +148,9 @@ class Link {
   RailEstimate estimate_;
   std::uint64_t next_sequence_ = 1, arrived_ = 0, ack_sent_ = 0;
   std::uint64_t awaited_ = 0;  // the last frame that is done with and whose sender waits for that
+  std::uint64_t grouped_ = 0;  // slices sent whose acknowledgement may wait for the next one's
+  std::uint64_t landed_ = 0;   // the last slice in place whose sender waits for that
+  unsigned slices_held_ = 0;   // ... of them, not acknowledged
   TimeNs ack_waits_until_ = kNever;
   std::deque<Unacked> unacked_;
   std::deque<std::uint64_t> placing_;  // slices whose header came and whose bytes are on the way

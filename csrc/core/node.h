@@ -102,6 +102,9 @@ class Outbox {
   }
   // Whether a link that places by itself is writing bytes of this flow at the moment.
   virtual bool placing(LinkId link, TransferId flow) = 0;
+  // Whether the link has brought more than could be taken yet: then its sender does not wait for
+  // us, and several slices are acknowledged together.
+  virtual bool behind(LinkId) { return false; }
   // Whether the peer has let go of our memory: what links that are closed had named for it is not
   // being copied any more, and will not be.
   virtual bool quiet(PeerId) { return true; }

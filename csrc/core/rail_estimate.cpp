@@ -25,7 +25,7 @@ RailEstimate::RailEstimate(const CoreSettings& settings, double rate_hint,
   current_max_ = rate_hint > 0 ? std::max(rate_hint, kRateMin) : kRatePrior;
 }
 
-PostStamp RailEstimate::posted(std::uint64_t bytes, TimeNs now) {
+PostStamp RailEstimate::posted(std::uint64_t bytes, TimeNs now, bool later) {
   if (in_flight_ == 0) first_posted_ = delivered_at_ = now;
   PostStamp stamp;
   stamp.posted = now;
@@ -34,7 +34,7 @@ PostStamp RailEstimate::posted(std::uint64_t bytes, TimeNs now) {
   stamp.delivered = delivered_;
   in_flight_ += bytes;
   stamp.limited = in_flight_ * 2 < window();
-  stamp.due = due(now, 0);
+  stamp.due = due(now, later ? settings_.ack_delay : 0);
   return stamp;
 }
 

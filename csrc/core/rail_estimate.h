@@ -27,7 +27,8 @@ class RailEstimate {
   RailEstimate(const CoreSettings& settings, double rate_hint, std::uint64_t slice_bytes_min,
                std::uint64_t slice_bytes_max);
 
-  PostStamp posted(std::uint64_t bytes, TimeNs now);
+  // `later`: its acknowledgement may wait for that of the next.
+  PostStamp posted(std::uint64_t bytes, TimeNs now, bool later = false);
   // A small frame whose acknowledgement may wait: it counts as nothing in flight, and its answer
   // says only what the base latency is at most.
   PostStamp posted_aside(TimeNs now) const;

@@ -98,7 +98,7 @@ TransferId Scheduler::next(const LinkView& mine, std::span<const LinkView> links
 
 std::uint64_t Scheduler::slice_bytes(const LinkView& mine, Priority priority, std::uint64_t least,
                                      TimeNs now) const {
-  if (priority == Priority::Foreground || !urgent_lately(now)) return mine.slice_bytes;
+  if (!yields(priority, now)) return mine.slice_bytes;
   const auto little = std::uint64_t(mine.rate * double(kUrgentQueue));
   return std::min(mine.slice_bytes, std::max(least, little));
 }

@@ -56,12 +56,17 @@ class Scheduler {
   void set_left(TransferId flow, std::uint64_t left);
   bool empty() const { return flows_.empty(); }
   bool any_left() const { return total_left_ != 0; }
+  std::uint64_t left() const { return total_left_; }
 
   // The flow that `mine` should serve now, or 0. `may` tells whether the link can carry the flow.
   TransferId next(const LinkView& mine, std::span<const LinkView> links,
                   const std::function<bool(LinkId, TransferId)>& may, TimeNs now);
   // Urgent bytes went another way: inside a message.
   void urgent(TimeNs now) { urgent_at_ = now; }
+  // Whether such a flow keeps its slices and its queue short for the sake of what is urgent.
+  bool yields(Priority priority, TimeNs now) const {
+    return priority == Priority::Background && urgent_lately(now);
+  }
   // How many bytes the link's next slice of a flow should have; at least `least`.
   std::uint64_t slice_bytes(const LinkView& mine, Priority priority, std::uint64_t least,
                             TimeNs now) const;

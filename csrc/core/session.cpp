@@ -218,7 +218,7 @@ bool Session::landing(LinkId id, TransferId flow, std::uint64_t offset, std::uin
 bool Session::landed(LinkId id, const FrameHeader& header, TimeNs now) {
   Link* link = links_.find(id);
   if (link == nullptr) return true;
-  if (!link->placed(header.sequence)) return false;
+  if (!link->placed(header, now)) return false;
   const std::uint64_t bytes = header.body_bytes;
   if ((header.flags & kHasCrc) != 0) {
     Pieces pieces;
@@ -236,7 +236,7 @@ bool Session::arrived(LinkId id, const FrameHeader& header, const Pieces& memory
                       std::uint64_t& fresh, TimeNs now) {
   Link* link = links_.find(id);
   if (link == nullptr) return true;
-  if (!link->placed(header.sequence)) return false;
+  if (!link->placed(header, now)) return false;
   if ((header.flags & kHasCrc) != 0 && crc32c(memory) != header.crc) return false;
   took(*link, header.body_bytes, now);
   fresh = dialogue_.in.arrived(header.flow, header.offset, header.body_bytes);
@@ -321,7 +321,11 @@ bool Session::may_carry(LinkId link, TransferId flow) {
 void Session::post_slices(TimeNs now) {
   Scheduler& scheduler = dialogue_.out.scheduler();
   std::vector<LinkView> views;
-  for (const auto& [id, link] : links_.all()) views.push_back(link->view());
+  std::uint64_t windows = 0;
+  for (const auto& [id, link] : links_.all()) {
+    views.push_back(link->view());
+    windows += link->estimate().window();
+  }
   const auto may = [this](LinkId link, TransferId flow) { return may_carry(link, flow); };
   for (bool moved = true; moved && scheduler.any_left();) {
     moved = false;
@@ -333,14 +337,20 @@ void Session::post_slices(TimeNs now) {
       Outbound& outbound = *dialogue_.out.find(flow);
       const std::uint64_t wanted =
           scheduler.slice_bytes(view, outbound.view.priority, host_.settings.slice_bytes_min, now);
-      post_slice(link, outbound, dialogue_.out.cut(outbound, wanted), Twin::None, now);
+      const SliceSpan span = dialogue_.out.cut(outbound, wanted);
+      // At the end of it all, and beside what is urgent, what is in flight must be known exactly.
+      const bool exactly =
+          scheduler.left() < windows || scheduler.yields(outbound.view.priority, now);
+      const bool later = !exactly && link.may_ack_later();
+      post_slice(link, outbound, span, later ? kAckLater : 0, Twin::None, now);
       view = link.view();
       moved = true;
     }
   }
 }
 
-void Session::post_slice(Link& link, Outbound& outbound, SliceSpan span, Twin twin, TimeNs now) {
+void Session::post_slice(Link& link, Outbound& outbound, SliceSpan span, std::uint8_t flags,
+                         Twin twin, TimeNs now) {
   auto& opened = outbound.opened;
   if (outbound.opening && std::find(opened.begin(), opened.end(), link.id()) == opened.end()) {
     opened.push_back(link.id());
@@ -358,6 +368,7 @@ void Session::post_slice(Link& link, Outbound& outbound, SliceSpan span, Twin tw
   unacked.twin = twin;
   unacked.counted = true;
   frame.header.kind = FrameKind::Slice;
+  frame.header.flags = flags;
   frame.header.flow = outbound.flow;
   frame.header.offset = unacked.span.offset;
   frame.header.body_bytes = std::uint32_t(unacked.span.bytes);
@@ -382,7 +393,7 @@ void Session::post_acks(TimeNs now) {
       link->last_ping = now;
       frame.header.kind = FrameKind::Ping;
       post(*link, std::move(frame), {}, now);
-    } else if (link->must_ack(now)) {
+    } else if (link->must_ack(now, host_.outbox.behind(id))) {
       post(*link, std::move(frame), {}, now);
     }
   }

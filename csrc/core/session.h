@@ -74,7 +74,8 @@ class Session final : private Carrier {
   void post(Link& link, Frame frame, Unacked unacked, TimeNs now);
   void post_control(TimeNs now);
   void post_slices(TimeNs now);
-  void post_slice(Link& link, Outbound& outbound, SliceSpan span, Twin twin, TimeNs now);
+  void post_slice(Link& link, Outbound& outbound, SliceSpan span, std::uint8_t flags, Twin twin,
+                  TimeNs now);
   void post_twins(TimeNs now);
   bool post_twin(Link& link, TimeNs now);
   // The other one of a slice that is on two links, and its link.

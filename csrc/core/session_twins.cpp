@@ -51,7 +51,7 @@ bool Session::post_twin(Link& link, TimeNs now) {
   latest.frame->twin = Twin::InFlight;
   latest.frame->counted = false;
   ++host_.totals.twins;
-  post_slice(link, outbound, latest.frame->span, Twin::InFlight, now);
+  post_slice(link, outbound, latest.frame->span, 0, Twin::InFlight, now);
   return true;
 }
 

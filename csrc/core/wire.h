@@ -42,7 +42,8 @@ struct FrameHeader {
 };
 static_assert(sizeof(FrameHeader) == 64);
 inline constexpr std::uint8_t kHasCrc = 1;
-inline constexpr std::uint8_t kAckLater = 2;  // nobody waits for it: it may ride with what follows
+inline constexpr std::uint8_t kAckLater =
+    2;  // nobody waits for that: it may come with the next frame's
 
 using Body = std::vector<std::uint8_t>;
 

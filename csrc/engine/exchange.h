@@ -132,6 +132,7 @@ class Exchange final : public Transfers, private Outbox, private Receiver {
   bool reaches(LinkId link, const Layout& source, Device landing, RailKinds allowed) override;
   std::string never_reaches(LinkId link, const Layout& source, Device landing) override;
   bool placing(LinkId link, TransferId flow) override;
+  bool behind(LinkId link) override;
   bool quiet(PeerId peer) override;
   void place(PeerId peer, TransferId flow, const Layout& to, const Body& bytes) override;
   bool copying_in(PeerId peer, TransferId flow) const override;

@@ -110,6 +110,11 @@ bool Exchange::spared(LinkId link, const Port& to, RailKinds allowed) const {
 
 bool Exchange::placing(LinkId link, TransferId flow) { return rdma.placing(link, flow); }
 
+bool Exchange::behind(LinkId link) {
+  const Port* to = port(link);
+  return to != nullptr && to->transport->behind(link);
+}
+
 bool Exchange::quiet(PeerId peer) {
   bool copies = false;
   std::erase_if(copying_peers_, [&](const auto& entry) {

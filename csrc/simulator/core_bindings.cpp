@@ -12,6 +12,7 @@
 #include "core/crc32c.h"
 #include "core/interval_set.h"
 #include "core/layout.h"
+#include "core/link.h"
 #include "core/rail_estimate.h"
 #include "core/scheduler.h"
 #include "core/segments.h"
@@ -304,6 +305,50 @@ void bind_estimate(py::module_& module) {
                              [](const OwnedEstimate& e) { return e.estimate.has_room(); });
 }
 
+struct OwnedLink {  // keeps its settings, as above
+  std::unique_ptr<CoreSettings> settings;
+  Link link;
+};
+
+// The receiver's half: what came in, and when it is to be acknowledged.
+void bind_link(py::module_& module) {
+  py::class_<OwnedLink>(module, "LinkEnd", py::module_local())
+      .def(py::init([] {
+        auto settings = std::make_unique<CoreSettings>();
+        const CoreSettings& kept = *settings;
+        return OwnedLink{std::move(settings), Link(1, LinkInfo{}, kept, 0)};
+      }))
+      .def("took",
+           [](OwnedLink& owned, bool ack_later, TimeNs now) {
+             FrameHeader header;
+             header.kind = FrameKind::Control;
+             header.flags = ack_later ? kAckLater : 0;
+             owned.link.took(header, now);
+           })
+      .def("places", [](OwnedLink& owned, std::uint64_t sequence) { owned.link.places(sequence); })
+      .def(
+          "placed",
+          [](OwnedLink& owned, std::uint64_t sequence, TimeNs now, bool ack_later) {
+            FrameHeader header;
+            header.sequence = sequence;
+            header.flags = ack_later ? kAckLater : 0;
+            return owned.link.placed(header, now);
+          },
+          py::arg("sequence"), py::arg("now"), py::arg("ack_later") = false)
+      .def(
+          "must_ack",
+          [](const OwnedLink& owned, TimeNs now, bool behind) {
+            return owned.link.must_ack(now, behind);
+          },
+          py::arg("now"), py::arg("behind"))
+      .def("ack_due", [](const OwnedLink& owned) { return owned.link.ack_due(); })
+      .def("ack", [](OwnedLink& owned) {
+        FrameHeader header;
+        owned.link.stamp_ack(header);
+        return header.ack;
+      });
+}
+
 }  // namespace
 
 void bind_core(py::module_& module) {
@@ -313,6 +358,7 @@ void bind_core(py::module_& module) {
   bind_slicing(module);
   bind_scheduler(module);
   bind_estimate(module);
+  bind_link(module);
 }
 
 }  // namespace tent::sim

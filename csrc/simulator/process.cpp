@@ -214,4 +214,10 @@ bool Process::placing(LinkId id, TransferId flow) {
   return pipe.was_granted && pipe.parcels.front().frame.header.flow == flow;
 }
 
+bool Process::behind(LinkId id) {
+  Link* link = world_.network.find_link(id);
+  if (link == nullptr) return false;
+  return !link->pipe[std::size_t(1 - world_.network.end_of(*link, index_))].chunks.empty();
+}
+
 }  // namespace tent::sim

@@ -73,6 +73,7 @@ class Process final : public Outbox {
   void traced(const SliceEvent& event) override;
   bool reaches(LinkId link, const Layout& source, Device landing, RailKinds allowed) override;
   bool placing(LinkId link, TransferId flow) override;
+  bool behind(LinkId link) override;
 
  private:
   void settle();

@@ -165,8 +165,8 @@ bool LocalTransport::poll(Receiver& receiver) {
 }
 
 bool LocalTransport::serve(LocalLink& link, Receiver& receiver) {
-  bool moved = false;
-  bool more = link.reader.receive(receiver, poll_bytes_, moved);
+  bool moved = link.behind;  // when it is no longer, that is news, too
+  bool more = link.behind = link.reader.receive(receiver, poll_bytes_, moved);
   if (link.state.live()) more |= link.advance(receiver, moved);
   if (link.state.live()) more |= link.writer.send(receiver, poll_bytes_, moved);
   if (link.state.closed) return true;
@@ -248,6 +248,11 @@ void LocalTransport::close(LinkId id) {
   const LocalChannel::Withdrawal withdrawal = link->channel.withdraw();
   if (withdrawal.fetching()) parting_.emplace(id, withdrawal);
   drop(*link);
+}
+
+bool LocalTransport::behind(LinkId id) const {
+  const LocalLink* link = links_.find(id);
+  return link != nullptr && link->behind;
 }
 
 std::function<bool()> LocalTransport::peer_copies(LinkId id) {

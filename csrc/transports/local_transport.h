@@ -48,6 +48,7 @@ class LocalLink : public PieceNamer, public PieceFetcher {
   FrameReader reader;
   FrameWriter writer;
   int slot = -1;
+  bool behind = false;          // the bound of poll() ended the last call, not the ring
   bool parcels_wait = false;    // for room in the socket
   bool waits_for_room = false;  // EPOLLOUT is asked for
   bool ended = false;           // the peer has closed the socket
@@ -62,6 +63,7 @@ class LocalTransport : public Transport {
   void send(LinkId link, Receiver& receiver) final;
   bool poll(Receiver& receiver) final;
   void close(LinkId link) final;
+  bool behind(LinkId link) const final;
   std::function<bool()> peer_copies(LinkId link) final;
 
  protected:

@@ -71,6 +71,8 @@ class Transport {
   virtual bool poll(Receiver& receiver) = 0;
   // After the return nothing is read from or written to memory for this link, by this process.
   virtual void close(LinkId link) = 0;
+  // Whether the last poll() left something of the link that had come already.
+  virtual bool behind(LinkId) const { return false; }
   // To be asked once, when a link is closed. Empty, or the peer was in the middle of copying what
   // the link had named of our memory: then it says whether it still is. It will not begin again.
   virtual std::function<bool()> peer_copies(LinkId) { return {}; }

@@ -202,6 +202,7 @@ class Side final : public Receiver {
   }
   void drop(std::uint64_t owner) { rdma_->memory.drop({MemoryOwner::Kind::Segment, owner}); }
   std::string complaint() { return rdma_->memory.take_complaint(); }
+  bool behind(LinkId link) const { return transport_->behind(link); }
   bool placing(LinkId link, TransferId flow) { return rdma_->placing(link, flow); }
 
   // As the engine sleeps: 0 a link was ready before, 1 woken up, 2 the time passed.
@@ -357,6 +358,7 @@ PYBIND11_MODULE(transport_contract, m) {
       .def("hold", &Side::hold)
       .def("drop", &Side::drop)
       .def("complaint", &Side::complaint)
+      .def("behind", &Side::behind)
       .def("placing", &Side::placing)
       .def("refuses", &Side::refuses)
       .def("reads", &Side::reads)
