@@ -11,7 +11,7 @@ import torch
 
 import torch_tent as tent
 from tests.fake_rdma import Fabric
-from tests.pairs import until
+from tests.pairs import noise, until
 
 pytest_plugins = ["tests.rdma_fixtures"]
 pytestmark = [pytest.mark.timeout(120), pytest.mark.usefixtures("rdma_host")]
@@ -45,11 +45,6 @@ class Two:
         memory = torch.zeros(nbytes, dtype=torch.uint8)
         segment = self.far.register(memory, access="read-write")
         return memory, segment, self.near.open(segment.ticket())
-
-
-def noise(nbytes: int, seed: int = 1) -> torch.Tensor:
-    generator = torch.Generator().manual_seed(seed)
-    return torch.randint(0, 128, (nbytes,), dtype=torch.uint8, generator=generator)
 
 
 @pytest.mark.parametrize("nbytes", [1, 8, 1024, 5000, 100_000, 8 * MIB + 3])
