@@ -10,7 +10,7 @@ import pytest
 import torch
 
 import torch_tent as tent
-from tests.fake_rdma import Fabric
+from tests.fake_rdma import Fabric, hold_joins
 from tests.pairs import noise, until
 
 pytest_plugins = ["tests.rdma_fixtures"]
@@ -106,6 +106,19 @@ def test_a_port_that_goes_down_is_left_at_once_and_used_again(fabric: Fabric) ->
         healed = time.monotonic()
         until(lambda: len(links(two)) == 2)
         assert time.monotonic() - healed < 3.0
+        segment.close()
+
+
+@pytest.mark.parametrize("device", [0, 1], ids=["our end", "their end"])
+def test_a_rail_whose_address_is_asked_for_holds_up_no_other(fabric: Fabric, device: int) -> None:
+    hold_joins(fabric, device, True)
+    with Two() as two:
+        memory, segment, remote = two.landing(MIB)
+        two.near.write(noise(MIB), remote).wait(20)
+        assert torch.equal(memory, noise(MIB))
+        assert [rail["rail"] for rail in links(two)] == RAILS[1:]
+        hold_joins(fabric, device, False)
+        until(lambda: len(links(two)) == 2)
         segment.close()
 
 
