@@ -58,6 +58,7 @@ class Window:
     after: float = 0.0
     everything: float = 0.0
     back: float | None = None
+    opened: float | None = None  # when the way itself was open again, where that was looked for
     error: str = ""
     worst: list[float] = field(default_factory=list)
 
@@ -101,6 +102,7 @@ def flow_row(case: str, name: str, windows: Sequence[Window]) -> dict[str, Any]:
     good = [window for window in windows if not window.error]
     errors = [window.error for window in windows if window.error]
     backs = [window.back for window in good if window.back is not None]
+    opened = [window.opened for window in good if window.opened is not None]
     shown = good or [window for window in windows if window.gap] or [Window()]
 
     def middle(name: str) -> float:
@@ -121,6 +123,7 @@ def flow_row(case: str, name: str, windows: Sequence[Window]) -> dict[str, Any]:
         "after_gbit": middle("after"),
         "all_gbit": middle("everything"),
         "back_in_use_s": statistics.median(backs) if backs else None,
+        "opened_s": statistics.median(opened) if opened else None,
         "windows": [vars(window) for window in windows],
     }
 

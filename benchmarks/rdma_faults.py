@@ -13,11 +13,12 @@ from typing import Any
 
 from faults import Fault, Script, Window, examine, flow_row, print_faults
 from harness import ArmFailed, Arms
+from rail_opening import Opening
 from results import Question
 
 MIB = 1 << 20
 WEAK = "rail1"
-DEVICE = "rxe1a"
+ENDS, DEVICES = (f"{WEAK}a", f"{WEAK}b"), ("rxe1a", "rxe1b")
 MARGIN_S = 1.0  # before a fault and after its end: what is kept for the picture
 
 
@@ -59,6 +60,8 @@ def measure_faults(found: Arms, question: Question, chosen: Any, name: str) -> N
         _, row["slices"], row["steps_s"] = runs[0]
         question.rows.append(row)
         print_faults(fault.name, [row])
+        if row["opened_s"] is not None:
+            print(f"    the kernel lets packets through after {row['opened_s']:.2f} s of that")
 
 
 def _one(
@@ -67,7 +70,14 @@ def _one(
     """One run: what it says; each slice's time, bytes and rail; and when the steps were done."""
     arm = found.running[name]
     params = {"bytes": 8 * MIB, "seconds": seconds, "pages": "4k"}
-    script = Script(fault, act)
+    opening = Opening(ENDS, DEVICES)
+
+    def step(*words: str) -> None:
+        if len(script.done) == 2:  # It is being mended.
+            opening.start()
+        act(*words)
+
+    script = Script(fault, step)
     try:
         arm.call("prepare", fault.name, "flow", params)
         arm.call("fill", fault.name, salt)
@@ -85,7 +95,9 @@ def _one(
         found.start(arm.spec)
         return Window(error=str(why)[:120]), [], []
     time.sleep(1.0)  # The rail is to be in use again before the next fault.
-    window = examine(reply, script.done, rail=DEVICE)
+    window = examine(reply, script.done, rail=DEVICES[0])
+    opened = opening.open_at()
+    window.opened = None if opened is None else opened - script.done[1]
     begin = reply["begin"]
     first, last = script.done[0] - MARGIN_S, script.done[-1] + MARGIN_S
     slices = [

@@ -93,6 +93,32 @@ class Fabric:
         return int(self.library.fake_pairs())
 
 
+def refuse_opening(fabric: Fabric, device: int, error: int) -> None:
+    """Opening the device fails with this errno."""
+    fabric.library.fake_open(device, error)
+
+
+def hold_joins(fabric: Fabric, device: int, hold: bool) -> None:
+    """Queue pairs that are to be joined wait, as where nobody on the network answers for an
+    address, or go on now."""
+    fabric.library.fake_join_gate(device, int(hold))
+
+
+def set_mtu(fabric: Fabric, device: int, mtu: int) -> None:
+    """The largest packets of the port, as the verbs number them: 3 is 1024, 5 is 4096."""
+    fabric.library.fake_mtu(device, ctypes.c_uint(mtu))
+
+
+def lose_above(fabric: Fabric, device: int, nbytes: int) -> None:
+    """Larger messages and reads get lost, as where a switch has a smaller MTU."""
+    fabric.library.fake_carried_max(device, ctypes.c_uint64(nbytes))
+
+
+def tell_late(fabric: Fabric, device: int, seconds: float, seed: int) -> None:
+    """Completions are told up to so much later, those of different queue pairs in any order."""
+    fabric.library.fake_late(device, ctypes.c_double(seconds), ctypes.c_uint(seed & 0xFFFFFFFF))
+
+
 def posted(fabric: Fabric) -> tuple[int, int]:
     """Messages and RDMA reads that were ever posted."""
     return int(fabric.library.fake_messages()), int(fabric.library.fake_reads())

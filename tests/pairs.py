@@ -64,3 +64,9 @@ def until(true: Callable[[], Any], seconds: float = WAIT_S) -> None:
     while not true():
         assert time.monotonic() < end, f"not true after {seconds} s"
         time.sleep(0.001)
+
+
+def noise(count: int, seed: int = 1) -> torch.Tensor:
+    """Bytes that look random, the same ones for the same seed."""
+    draw = torch.Generator().manual_seed(seed)
+    return torch.randint(0, 128, (count,), dtype=torch.uint8, generator=draw)

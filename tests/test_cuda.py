@@ -14,32 +14,20 @@ import pytest
 import torch
 
 import torch_tent as tent
-from tests.fake_cuda import Fake, until, use
-from tests.pairs import WAIT_S, Pair, two_engines
+from tests.fake_cuda import Fake, until
+from tests.pairs import WAIT_S, Pair, noise, two_engines
+
+pytest_plugins = ["tests.cuda_fixtures"]
 
 KIB, MIB = 1 << 10, 1 << 20
 HOST_PATHS = {"tcp": ("tcp",), "host": ("shm",)}
 ENDS = [("gpu", "cpu"), ("cpu", "gpu"), ("gpu", "gpu")]
 
 
-@pytest.fixture
-def fake() -> Iterator[Fake]:
-    found = use()
-    found.model()
-    yield found
-    found.idle()
-    found.model()
-
-
 @pytest.fixture(params=HOST_PATHS)
 def pair(request: pytest.FixtureRequest, fake: Fake) -> Iterator[Pair]:
     with two_engines(transports=HOST_PATHS[request.param]) as found:
         yield found
-
-
-def noise(count: int, seed: int = 1) -> torch.Tensor:
-    draw = torch.Generator().manual_seed(seed)
-    return torch.randint(0, 128, (count,), dtype=torch.uint8, generator=draw)
 
 
 def placed(fake: Fake, values: torch.Tensor, where: str, device: int = 0) -> torch.Tensor:

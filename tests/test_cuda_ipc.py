@@ -14,32 +14,19 @@ import pytest
 import torch
 
 import torch_tent as tent
-from tests.fake_cuda import ACROSS, INTO, OUT_OF, Fake, use
-from tests.pairs import WAIT_S, Pair, two_engines, until
+from tests.fake_cuda import ACROSS, INTO, OUT_OF, Fake
+from tests.pairs import WAIT_S, Pair, noise, two_engines, until
+
+pytest_plugins = ["tests.cuda_fixtures"]
 
 KIB, MIB = 1 << 10, 1 << 20
 TRANSPORTS = ("shm", "cuda_ipc")
 
 
 @pytest.fixture
-def fake() -> Iterator[Fake]:
-    found = use()
-    found.model()
-    yield found
-    found.idle()
-    found.model()
-    found.c.peers(True)
-
-
-@pytest.fixture
 def pair(fake: Fake) -> Iterator[Pair]:
     with two_engines(transports=TRANSPORTS) as found:
         yield found
-
-
-def noise(count: int, seed: int = 1) -> torch.Tensor:
-    draw = torch.Generator().manual_seed(seed)
-    return torch.randint(0, 128, (count,), dtype=torch.uint8, generator=draw)
 
 
 def rails(transfer: Any) -> set[str]:

@@ -17,6 +17,7 @@ import torch.distributed as dist
 
 import torch_tent as tent
 from tests.fake_cuda import ACROSS, Fake, until, use
+from tests.pairs import noise
 from tests.processes import Processes, run_processes
 from torch_tent.engines import Engine
 from torch_tent.settings import Settings
@@ -24,11 +25,6 @@ from torch_tent.settings import Settings
 MIB = 1 << 20
 WAIT_S = 20.0
 TRANSPORTS = ("shm", "cuda_ipc")
-
-
-def noise(count: int, seed: int = 1) -> torch.Tensor:
-    draw = torch.Generator().manual_seed(seed)
-    return torch.randint(0, 128, (count,), dtype=torch.uint8, generator=draw)
 
 
 class Member:

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 import numpy as np
 import pytest
 
-from tests.fake_cuda import Fake, use
+from tests.fake_cuda import Fake
 from tests.test_local_transports import DESCRIPTIONS, Liar
 from tests.transport_links import (
     FLOW,
@@ -26,18 +26,9 @@ from tests.transport_links import (
     post_slice,
 )
 
+pytest_plugins = ["tests.cuda_fixtures"]
 pytestmark = pytest.mark.timeout(300)  # the first test compiles the module
 SPACE = 4
-
-
-@pytest.fixture
-def fake() -> Iterator[Fake]:
-    found = use()
-    found.model()
-    yield found
-    found.idle()
-    found.model()
-    found.c.peers(True)
 
 
 @pytest.fixture

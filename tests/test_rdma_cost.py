@@ -9,8 +9,8 @@ import pytest
 import torch
 
 from tests.fake_rdma import Fabric, posted
-from tests.pairs import until
-from tests.test_rdma_rails import Two, noise
+from tests.pairs import noise, until
+from tests.test_rdma_rails import Two
 
 pytest_plugins = ["tests.rdma_fixtures"]
 pytestmark = pytest.mark.usefixtures("rdma_host")

@@ -10,8 +10,8 @@ import pytest
 import torch
 
 import torch_tent as tent
-from tests.fake_rdma import Fabric
-from tests.pairs import until
+from tests.fake_rdma import Fabric, hold_joins
+from tests.pairs import noise, until
 
 pytest_plugins = ["tests.rdma_fixtures"]
 pytestmark = [pytest.mark.timeout(120), pytest.mark.usefixtures("rdma_host")]
@@ -45,11 +45,6 @@ class Two:
         memory = torch.zeros(nbytes, dtype=torch.uint8)
         segment = self.far.register(memory, access="read-write")
         return memory, segment, self.near.open(segment.ticket())
-
-
-def noise(nbytes: int, seed: int = 1) -> torch.Tensor:
-    generator = torch.Generator().manual_seed(seed)
-    return torch.randint(0, 128, (nbytes,), dtype=torch.uint8, generator=generator)
 
 
 @pytest.mark.parametrize("nbytes", [1, 8, 1024, 5000, 100_000, 8 * MIB + 3])
@@ -111,6 +106,19 @@ def test_a_port_that_goes_down_is_left_at_once_and_used_again(fabric: Fabric) ->
         healed = time.monotonic()
         until(lambda: len(links(two)) == 2)
         assert time.monotonic() - healed < 3.0
+        segment.close()
+
+
+@pytest.mark.parametrize("device", [0, 1], ids=["our end", "their end"])
+def test_a_rail_whose_address_is_asked_for_holds_up_no_other(fabric: Fabric, device: int) -> None:
+    hold_joins(fabric, device, True)
+    with Two() as two:
+        memory, segment, remote = two.landing(MIB)
+        two.near.write(noise(MIB), remote).wait(20)
+        assert torch.equal(memory, noise(MIB))
+        assert [rail["rail"] for rail in links(two)] == RAILS[1:]
+        hold_joins(fabric, device, False)
+        until(lambda: len(links(two)) == 2)
         segment.close()
 
 

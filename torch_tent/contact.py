@@ -164,7 +164,7 @@ class Contact:
                 return _lament([state])
         network = [s for s in self.rails if s.can_dial and s not in near]
         network = [s for s in network if s.ever_up] or network
-        known = [s for s in network if s.verdict is not Verdict.NO_ROUTE]
+        known = [s for s in network if s.verdict not in (Verdict.NO_ROUTE, Verdict.NO_END)]
         final = (Verdict.GONE, Verdict.DENIED, Verdict.UNFIT)
         if known and all(state.verdict in final for state in known):
             return _lament(known)

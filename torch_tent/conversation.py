@@ -34,6 +34,7 @@ class Verdict(enum.Enum):
     DENIED = "denied"  # It is there and does not want us: secret, user, version.
     SILENT = "silent"  # No answer, or one that broke off.
     NO_ROUTE = "no route"  # The way there cannot even be tried.
+    NO_END = "no end"  # Our own end of it cannot be made.
     GLARE = "glare"  # Both dial this rail at once, and the other side's connection counts.
     LOST = "lost"  # It has given us up.
     UNFIT = "unfit"  # This kind of rail does not work between us.

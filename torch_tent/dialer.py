@@ -51,7 +51,7 @@ async def dial(site: Site, contact: Contact, state: RailState) -> NewLink:
             if stop.verdict in (Verdict.GLARE, Verdict.LOST, Verdict.DENIED):
                 break
     order = [Verdict.LOST, Verdict.GLARE, Verdict.SILENT, Verdict.DENIED, Verdict.GONE]
-    order += [Verdict.UNFIT, Verdict.NO_ROUTE]
+    order += [Verdict.UNFIT, Verdict.NO_END, Verdict.NO_ROUTE]
     raise min(stops, key=lambda stop: order.index(stop.verdict))
 
 
@@ -91,7 +91,7 @@ async def _dial_rdma(site: Site, contact: Contact, state: RailState, way: Way | 
         welcome = await greet(talk, hello)
         if welcome.unfit:
             raise Stopped(Verdict.UNFIT, welcome.unfit)
-        rdma_meeting.join(site, link, welcome.endpoint, True)
+        await rdma_meeting.join(site, link, welcome.endpoint, True)
         await rdma_meeting.greeted(site, link, state.name)
         await talk.send(Ready())
         await talk.receive(Ready)

@@ -20,7 +20,7 @@ import ipaddress
 import os
 import socket
 import struct
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 
 from . import topology
 from .card import PORT_NAME_MAX
@@ -51,7 +51,7 @@ async def greet(talk: Conversation, hello: Hello) -> Welcome:
 
 
 async def answer(
-    talk: Conversation, incarnation: bytes, judge: Callable[[Hello], Welcome]
+    talk: Conversation, incarnation: bytes, judge: Callable[[Hello], Awaitable[Welcome]]
 ) -> tuple[Hello, Welcome]:
     """The listener's part, up to the welcome: what was said on both sides. Raises Stopped.
 
@@ -74,7 +74,7 @@ async def answer(
     if not hmac.compare_digest(proof.mac, wanted):
         raise await talk.refuse(Verdict.DENIED, SECRETS_DIFFER)
     try:
-        welcome = judge(hello)
+        welcome = await judge(hello)
     except Stopped as stop:
         raise await talk.refuse(stop.verdict, stop.reason) from None
     mac = talk.mac(b"listener", talk.said(), _more(welcome))

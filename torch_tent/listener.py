@@ -189,14 +189,21 @@ class Listener:
             raise await talk.refuse(Verdict.DENIED, why)
         pid = unix_peer(sock)[0] if local else 0
 
-        def judge(hello: Hello) -> Welcome:
+        async def judge(hello: Hello) -> Welcome:
             if hello.kind != "rdma" and (hello.kind in UNIX_KINDS) != local:
                 raise Stopped(Verdict.UNFIT, f"{hello.kind} does not come over this socket")
             welcome = self._judge(hello, pid)
             proven.append(hello)
+            if hello.kind == "rdma":  # The dialer's first packet may come right behind the welcome.
+                await rdma_meeting.join(self._site, hello.link, hello.endpoint, False)
             return welcome
 
-        hello, welcome = await answer(talk, self._site.card.incarnation, judge)
+        try:
+            hello, welcome = await answer(talk, self._site.card.incarnation, judge)
+        except BaseException:
+            if proven and proven[0].kind == "rdma":
+                rdma_meeting.drop(self._site, proven[0].link)
+            raise
         if welcome.unfit:
             raise Stopped(Verdict.UNFIT, welcome.unfit)
         name = rail_name(hello.kind, hello.target, hello.source)

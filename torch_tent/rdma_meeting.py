@@ -23,16 +23,25 @@ def open_end(site: Site, link: int, port: str) -> bytes:
             try:
                 return site.engine.rdma_open(link, own.port.device, own.port.number, own.gid_index)
             except RuntimeError as error:
-                raise Stopped(Verdict.NO_ROUTE, str(error)) from None
+                raise Stopped(Verdict.NO_END, str(error)) from None
     raise Stopped(Verdict.UNFIT, f"there is no RDMA port {port} here")
 
 
-def join(site: Site, link: int, endpoint: bytes, dialed: bool) -> None:
-    """Joins our end with the peer's. Raises Stopped."""
+async def join(site: Site, link: int, endpoint: bytes, dialed: bool) -> None:
+    """Joins our end with the peer's. Raises Stopped.
+
+    By another thread: the kernel may ask the network for an address, for a second and more where
+    nobody answers, and meanwhile others shake hands. Where this is cancelled, it ends with that.
+    """
+    loop = asyncio.get_running_loop()
+    joining = loop.run_in_executor(None, site.engine.rdma_join, link, endpoint, dialed)
     try:
-        site.engine.rdma_join(link, endpoint, dialed)
+        await asyncio.shield(joining)
     except RuntimeError as error:
         raise Stopped(Verdict.NO_ROUTE, str(error)) from None
+    except asyncio.CancelledError:
+        await asyncio.gather(joining, return_exceptions=True)
+        raise
 
 
 async def greeted(site: Site, link: int, rail: str) -> None:

@@ -123,10 +123,11 @@ class ControlPlane:
         return self._contacts.card_of(peer)
 
     def unreachable(self, peer: int, mask: int) -> str:
-        """Why no rail of these kinds (bits of RailKind) can lead to the peer; "" while one may."""
+        """Why no rail of these kinds (bits of RailKind) can lead to the peer; "" while one may, and
+        where the peer is lost: the engine knows why."""
         contact = self._contacts.of_peer(peer)
         if contact is None:
-            return "the peer is lost"
+            return ""
         possible = {s.rail.kind for s in contact.rails if s.link or s.arriving or s.can_dial}
         refused = {kind for kind in contact.notes if not _linked(contact, kind)}
         if any(KIND_BITS[kind] & mask for kind in possible - refused):

@@ -176,6 +176,9 @@ class Switchboard:
             return True
         if stop.verdict is Verdict.UNFIT:
             self._unfit(contact, state.rail.kind, stop.reason)
+        if stop.verdict is Verdict.NO_END and not state.ever_up:
+            own = state.rail.own
+            self._say(f"no end {own} {stop.reason}", f"no RDMA rail ends on {own}: {stop.reason}")
         if stop.verdict is Verdict.DENIED:
             text = f"{contact.card.name} refuses to connect ({state.name}): {stop.reason}"
             self._say(f"denied {contact.card.name}", text)
@@ -257,7 +260,9 @@ class Switchboard:
         if hello.kind == "cma":
             card = hello.card
             unfit = cma_unfit(self._site, pid, card.probe_address, card.probe_value)
-        endpoint = self._answer_rdma(hello) if hello.kind == "rdma" else b""
+        endpoint = b""
+        if hello.kind == "rdma":
+            endpoint = rdma_meeting.open_end(self._site, hello.link, hello.target)
         if unfit:
             self._unfit(contact, "cma", unfit)
         else:
@@ -265,16 +270,6 @@ class Switchboard:
         contact.their_session = hello.session
         state.arriving = not unfit
         return Welcome(b"", contact.session, unfit, endpoint)
-
-    def _answer_rdma(self, hello: Hello) -> bytes:
-        """Our end of an RDMA link, joined with the dialer's. Raises Stopped."""
-        endpoint = rdma_meeting.open_end(self._site, hello.link, hello.target)
-        try:
-            rdma_meeting.join(self._site, hello.link, hello.endpoint, False)
-        except Stopped:
-            rdma_meeting.drop(self._site, hello.link)
-            raise
-        return endpoint
 
     def _session(self, hello: Hello) -> Contact:
         """The contact whose session a dialer belongs to, or begins."""

@@ -74,6 +74,8 @@ static_assert(int(kRemoteRead) == IBV_ACCESS_REMOTE_READ);
 static_assert(int(kEventPortErr) == IBV_EVENT_PORT_ERR);
 static_assert(int(kEventGidChange) == IBV_EVENT_GID_CHANGE);
 static_assert(int(kWcFlushed) == IBV_WC_WR_FLUSH_ERR);
+static_assert(int(kWcRemoteAccess) == IBV_WC_REM_ACCESS_ERR);
+static_assert(int(kWcRetryExceeded) == IBV_WC_RETRY_EXC_ERR);
 static_assert(int(kLinkEthernet) == IBV_LINK_LAYER_ETHERNET && int(kPortActive) == IBV_PORT_ACTIVE);
 #undef TENT_SAME
 #undef TENT_AT

@@ -21,7 +21,12 @@ union Gid {
   std::uint64_t words[2];
 };
 
-enum WcStatus : std::uint32_t { kWcSuccess = 0, kWcFlushed = 5 };
+enum WcStatus : std::uint32_t {
+  kWcSuccess = 0,
+  kWcFlushed = 5,
+  kWcRemoteAccess = 10,
+  kWcRetryExceeded = 12,
+};
 
 struct Wc {
   std::uint64_t wr_id;

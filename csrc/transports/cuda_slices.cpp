@@ -7,7 +7,7 @@ namespace tent {
 namespace {
 
 constexpr const char* kWithdrawn = "the peer has given this link up";
-constexpr const char* kMalformed = "malformed slice description from the peer; the link was closed";
+constexpr ChunkExtra kSpaces{ChunkHeader::Kind::Space, 1, sizeof(SharedSpace)};
 
 }  // namespace
 
@@ -27,25 +27,14 @@ bool CudaSliceReader::take(ReadAhead& ahead, Receiver& receiver, std::uint64_t& 
 
 // False: it has not come yet, or it is malformed.
 bool CudaSliceReader::next_chunk(ReadAhead& ahead, Receiver& receiver) {
-  ChunkHeader header;
-  if (!ahead.need(sizeof header) || !link_.live()) return false;
-  std::memcpy(&header, ahead.data(), sizeof header);
-  std::size_t bytes = sizeof header;
-  if (header.kind == ChunkHeader::Kind::Pieces && header.count > 0 &&
-      header.count <= kChunkPiecesMax) {
-    bytes += header.count * sizeof(NamedPiece);
-  } else if (header.kind == ChunkHeader::Kind::Space && header.count == 1) {
-    bytes += sizeof(SharedSpace);
-  } else if (header.kind != ChunkHeader::Kind::Torn || header.count != 0) {
-    return link_.broke(kMalformed);
-  }
-  if (!ahead.need(bytes) || !link_.live()) return false;
-  const std::uint8_t* body = ahead.data() + sizeof header;
+  Chunk chunk;
+  if (!whole_chunk(link_, ahead, kSpaces, chunk)) return false;
+  const ChunkHeader::Kind kind = chunk.header.kind;
   bool good = false;
-  if (header.kind == ChunkHeader::Kind::Pieces) good = take_pieces(body, header.count);
-  if (header.kind == ChunkHeader::Kind::Space) good = take_space(body);
-  if (header.kind == ChunkHeader::Kind::Torn) good = take_torn(receiver);
-  ahead.skip(bytes);
+  if (kind == ChunkHeader::Kind::Pieces) good = take_pieces(chunk.body, chunk.header.count);
+  if (kind == ChunkHeader::Kind::Space) good = take_space(chunk.body);
+  if (kind == ChunkHeader::Kind::Torn) good = take_torn(receiver);
+  ahead.skip(chunk.bytes);
   return good && link_.live();
 }
 
@@ -53,7 +42,7 @@ bool CudaSliceReader::take_space(const std::uint8_t* bytes) {
   SharedSpace space;
   std::memcpy(&space, bytes, sizeof space);
   if (space.number == 0 || space.bytes == 0 || space.base > UINT64_MAX - space.bytes) {
-    return link_.broke(kMalformed);
+    return malformed(link_);
   }
   fetcher_.learn(space);
   return true;
@@ -64,11 +53,7 @@ bool CudaSliceReader::take_pieces(const std::uint8_t* bytes, std::size_t count) 
   Slice& into = slices_.back();
   for (std::size_t i = 0; i < count; ++i, bytes += sizeof(NamedPiece)) {
     NamedPiece piece;
-    std::memcpy(&piece, bytes, sizeof piece);
-    if (piece.bytes == 0 || piece.bytes > into.header.body_bytes - into.described ||
-        piece.place > UINT64_MAX - piece.bytes) {
-      return link_.broke(kMalformed);
-    }
+    if (!take_piece(link_, bytes, into.header.body_bytes - into.described, piece)) return false;
     into.described += piece.bytes;
     told_bytes_ += piece.bytes;
     const bool follows = told_at_ < told_.size() && told_.back().space == piece.space &&
@@ -82,8 +67,6 @@ bool CudaSliceReader::take_pieces(const std::uint8_t* bytes, std::size_t count) 
   return true;
 }
 
-// A slice with a hole must never count as landed: only a transfer that has ended here, too, may be
-// finished with it.
 bool CudaSliceReader::take_torn(Receiver& receiver) {
   Slice& into = slices_.back();
   const FrameHeader header = into.header;
@@ -91,11 +74,7 @@ bool CudaSliceReader::take_torn(Receiver& receiver) {
   const std::uint64_t offset = header.offset + into.described;
   into.described += rest;
   into.settled += rest;
-  pieces_.clear();
-  if (receiver.landing(link_.id, header.flow, offset, rest, pieces_) && link_.live()) {
-    link_.broke("the peer gave up a slice that is still awaited here");
-  }
-  return link_.live();
+  return take_hole(link_, receiver, header.flow, offset, rest, pieces_);
 }
 
 // Starts the copies of what was told of the last slice, or drops it.

@@ -102,40 +102,26 @@ bool LocalSliceReader::take(ReadAhead& ahead, Receiver& receiver, std::uint64_t&
 
 // False: it has not come yet, or it is malformed.
 bool LocalSliceReader::next_chunk(ReadAhead& ahead, Receiver& receiver) {
-  ChunkHeader header;
-  if (!ahead.need(sizeof header) || !link_.live()) return false;
-  std::memcpy(&header, ahead.data(), sizeof header);
-  if (header.kind == ChunkHeader::Kind::Torn && header.count == 0) {
-    ahead.skip(sizeof header);
-    // A slice with a hole must never count as landed: only a transfer that has ended here, too, may
-    // be finished with it.
-    pieces_.clear();
-    const bool wanted = receiver.landing(link_.id, header_.flow, header_.offset + done_,
-                                         header_.body_bytes - done_, pieces_);
-    if (wanted && link_.live()) link_.broke("the peer gave up a slice that is still awaited here");
+  Chunk chunk;
+  if (!whole_chunk(link_, ahead, {}, chunk)) return false;
+  if (chunk.header.kind == ChunkHeader::Kind::Torn) {
+    ahead.skip(chunk.bytes);
+    const std::uint64_t offset = header_.offset + done_, rest = header_.body_bytes - done_;
     done_ = header_.body_bytes;
-    return link_.live();
+    return take_hole(link_, receiver, header_.flow, offset, rest, pieces_);
   }
-  if (header.kind != ChunkHeader::Kind::Pieces || header.count == 0 ||
-      header.count > kChunkPiecesMax) {
-    return link_.broke("malformed slice description from the peer; the link was closed");
-  }
-  const std::size_t bytes = sizeof header + header.count * sizeof(NamedPiece);
-  if (!ahead.need(bytes) || !link_.live()) return false;
-  if (!take_pieces(ahead.data() + sizeof header, header.count)) return false;
-  ahead.skip(bytes);
+  if (!take_pieces(chunk.body, chunk.header.count)) return false;
+  ahead.skip(chunk.bytes);
   return true;
 }
 
 bool LocalSliceReader::take_pieces(const std::uint8_t* bytes, std::size_t count) {
   chunk_.resize(count);
-  std::memcpy(chunk_.data(), bytes, count * sizeof(NamedPiece));
   at_ = 0;
   std::uint64_t left = header_.body_bytes - done_;
-  for (const NamedPiece& piece : chunk_) {
-    if (piece.bytes == 0 || piece.bytes > left || piece.place > UINT64_MAX - piece.bytes) {
-      return link_.broke("malformed slice description from the peer; the link was closed");
-    }
+  for (NamedPiece& piece : chunk_) {
+    if (!take_piece(link_, bytes, left, piece)) return false;
+    bytes += sizeof piece;
     left -= piece.bytes;
   }
   chunk_left_ = header_.body_bytes - done_ - left;

@@ -8,35 +8,13 @@
 #include <array>
 #include <span>
 
+#include "transports/chunks.h"
 #include "transports/frame_reader.h"
 #include "transports/frame_writer.h"
 #include "transports/local_channel.h"
 
 namespace tent {
 
-struct NamedPiece {     // on the stream
-  std::uint64_t space;  // what `place` counts in: a region's number, or as the transport has it
-  std::uint64_t place;
-  std::uint64_t bytes;
-};
-static_assert(sizeof(NamedPiece) == 24);
-
-struct ChunkHeader {  // on the stream, before its pieces
-  enum class Kind : std::uint32_t {
-    Pieces = 1,
-    Torn = 2,   // the source has ended: there is nothing for the rest of the slice
-    Bytes = 3,  // so many bytes follow themselves; only where the transport has it so
-    Space = 4,  // what pieces that follow count in; only where the transport has it so
-  };
-  Kind kind = Kind::Pieces;
-  std::uint32_t count = 0;
-};
-static_assert(sizeof(ChunkHeader) == 8);
-
-inline constexpr std::size_t kChunkPiecesMax = 128;
-inline constexpr std::size_t kChunkBytesMax =
-    sizeof(ChunkHeader) + kChunkPiecesMax * sizeof(NamedPiece);
-static_assert(kChunkBytesMax <= ReadAhead::kBytes);
 inline constexpr std::size_t kPrefaceBytesMax = 128;
 inline constexpr std::uint64_t kCarriedBytesMax = kChunkBytesMax - sizeof(ChunkHeader);
 

@@ -9,6 +9,7 @@
 #include <map>
 #include <memory>
 #include <mutex>
+#include <random>
 #include <set>
 #include <string>
 #include <utility>
@@ -24,8 +25,7 @@ using Time = Clock::time_point;
 using Seconds = std::chrono::duration<double>;
 
 inline constexpr int kDevices = 4;
-inline constexpr std::uint32_t kRetryExceeded = 12, kReceiverNotReady = 13, kRemoteAccess = 10,
-                               kLocalProtection = 4;
+inline constexpr std::uint32_t kLocalProtection = 4;
 
 struct Channel : ibv::CompChannel {
   int write_fd = -1;
@@ -33,6 +33,7 @@ struct Channel : ibv::CompChannel {
 
 struct Queue : ibv::Cq {
   std::deque<ibv::Wc> done, held;
+  std::multimap<Time, ibv::Wc> late;  // by when they are told
   int device = 0;
   bool armed = false;
 };
@@ -55,8 +56,10 @@ struct Pair : ibv::Qp {
   int device = 0;
   ibv::QpState now = ibv::kReset;
   std::uint32_t peer = 0;
+  std::uint32_t mtu = 0;  // of its packets
   std::deque<Work> sends;
   std::deque<Receive> receives;
+  Time sends_told{}, receives_told{};  // when the last completion of each is told
 };
 
 struct Region : ibv::Mr {
@@ -70,9 +73,14 @@ struct Machine {           // one device; several contexts may have it open
   bool cut = false;  // silent loss
   bool port_up = true;
   bool hold = false;     // completions are held back
+  double late_s = 0;     // ... or told so much later at most, those of different pairs in any order
   bool lingers = false;  // a read that was under way lands just before its flush is told
   std::uint32_t fail_next = 0;
-  int refuse_errno = 0;  // of registrations above refuse_above bytes
+  bool join_gate = false;                  // a queue pair that is to be joined waits
+  int open_errno = 0;                      // it cannot be opened
+  std::uint32_t mtu = 5;                   // of its port, as the verbs number it
+  std::uint64_t carried_max = UINT64_MAX;  // work of more bytes is lost silently
+  int refuse_errno = 0;                    // of registrations above refuse_above bytes
   std::uint64_t refuse_above = 0;
   double gate_s = 0;  // how long a registration waits, but for so many
   int passing = 0;
@@ -89,6 +97,7 @@ struct World {
   std::mutex mutex;
   std::condition_variable changed, gate;
   bool clockwork = false;  // the thread that carries what takes time runs
+  std::mt19937 dice;
   Machine machines[kDevices];
   std::map<std::uint32_t, Pair*> pairs;
   std::set<Region*> regions;
@@ -103,6 +112,8 @@ World& world();
 bool carry(World& w, Pair& pair);  // what can be carried of its sends; true when anything was
 void carry_all(World& w);
 void flush(World& w, Pair& pair);
-void complete(World& w, Queue* queue, const ibv::Wc& wc);
+void start_clockwork(World& w);
+void tell(Queue* queue, const ibv::Wc& wc);
+void tell_late(World& w, Time until);  // what is due by then
 
 }  // namespace fake

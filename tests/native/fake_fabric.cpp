@@ -51,18 +51,31 @@ bool gather(const World& w, const Work& work, std::vector<std::uint8_t>& out) {
   return true;
 }
 
-ibv::Wc told(const Pair& pair, std::uint64_t wr_id, std::uint32_t status, std::uint64_t bytes) {
+// One of its sends or receives has ended. As in hardware, the ends of each come in order, and no
+// order is kept between two pairs.
+void complete(World& w, Pair& pair, bool send, std::uint64_t wr_id, std::uint32_t status,
+              std::uint64_t bytes) {
   ibv::Wc wc{};
   wc.wr_id = wr_id;
   wc.status = ibv::WcStatus(status);
   wc.byte_len = std::uint32_t(bytes);
   wc.qp_num = pair.qp_num;
-  return wc;
+  auto* queue = static_cast<Queue*>(send ? pair.send_cq : pair.recv_cq);
+  const Machine& machine = w.machines[queue->device];
+  if (machine.hold) {
+    queue->held.push_back(wc);
+  } else if (machine.late_s > 0) {
+    const Seconds wait(std::uniform_real_distribution<>(0, machine.late_s)(w.dice));
+    Time& last = send ? pair.sends_told : pair.receives_told;
+    last = std::max(last, Clock::now() + std::chrono::duration_cast<Clock::duration>(wait));
+    queue->late.emplace(last, wc);
+  } else {
+    tell(queue, wc);
+  }
 }
 
 void fail(World& w, Pair& pair, std::uint32_t status) {
-  complete(w, static_cast<Queue*>(pair.send_cq),
-           told(pair, pair.sends.front().wr.wr_id, status, 0));
+  complete(w, pair, true, pair.sends.front().wr.wr_id, status, 0);
   pair.sends.pop_front();
   pair.now = ibv::kErr;
   flush(w, pair);
@@ -79,12 +92,17 @@ std::uint32_t deliver(World& w, Pair& pair, Work& work) {
       !there.port_up) {
     return 1;
   }
+  // Packets that are too large for a port on the way get lost, and nobody is told.
+  if (pair.mtu != peer.mtu || pair.mtu > here.mtu || pair.mtu > there.mtu ||
+      work.bytes > std::min(here.carried_max, there.carried_max)) {
+    return 1;
+  }
   if (work.wr.opcode == ibv::kRdmaRead) {
     const auto& from = work.wr.wr.rdma;
     if (!allowed(w, from.rkey, from.remote_addr, work.bytes, ibv::kRemoteRead)) {
       peer.now = ibv::kErr;
       flush(w, peer);
-      return kRemoteAccess;
+      return ibv::kWcRemoteAccess;
     }
     const auto* data = reinterpret_cast<const std::uint8_t*>(from.remote_addr);
     return scatter(w, work.sges, data, work.bytes) ? 0 : kLocalProtection;
@@ -94,8 +112,8 @@ std::uint32_t deliver(World& w, Pair& pair, Work& work) {
   if (!gather(w, work, data)) return kLocalProtection;
   const Receive receive = std::move(peer.receives.front());
   peer.receives.pop_front();
-  if (!scatter(w, receive.sges, data.data(), data.size())) return kRemoteAccess;
-  complete(w, static_cast<Queue*>(peer.recv_cq), told(peer, receive.wr_id, 0, data.size()));
+  if (!scatter(w, receive.sges, data.data(), data.size())) return ibv::kWcRemoteAccess;
+  complete(w, peer, false, receive.wr_id, 0, data.size());
   return 0;
 }
 
@@ -115,11 +133,11 @@ World& world() {
   return *made;
 }
 
-void complete(World& w, Queue* queue, const ibv::Wc& wc) {
-  if (w.machines[queue->device].hold) {
-    queue->held.push_back(wc);
-    return;
-  }
+void start_clockwork(World& w) {
+  if (!std::exchange(w.clockwork, true)) std::thread(run_clockwork).detach();
+}
+
+void tell(Queue* queue, const ibv::Wc& wc) {
   queue->done.push_back(wc);
   if (!queue->armed) return;
   queue->armed = false;
@@ -129,10 +147,10 @@ void complete(World& w, Queue* queue, const ibv::Wc& wc) {
 
 void flush(World& w, Pair& pair) {
   for (Work& work : pair.sends) {
-    complete(w, static_cast<Queue*>(pair.send_cq), told(pair, work.wr.wr_id, ibv::kWcFlushed, 0));
+    complete(w, pair, true, work.wr.wr_id, ibv::kWcFlushed, 0);
   }
   for (const Receive& receive : pair.receives) {
-    complete(w, static_cast<Queue*>(pair.recv_cq), told(pair, receive.wr_id, ibv::kWcFlushed, 0));
+    complete(w, pair, false, receive.wr_id, ibv::kWcFlushed, 0);
   }
   pair.sends.clear();
   pair.receives.clear();
@@ -144,10 +162,7 @@ bool carry(World& w, Pair& pair) {
     Work& work = pair.sends.front();
     const Time now = Clock::now();
     if (work.ready > now) {
-      if (!w.clockwork) {
-        w.clockwork = true;
-        std::thread(run_clockwork).detach();
-      }
+      start_clockwork(w);
       break;
     }
     Machine& machine = w.machines[pair.device];
@@ -156,7 +171,7 @@ bool carry(World& w, Pair& pair) {
     if (result == 1) {  // the device tries again, until it has had enough
       if (work.stuck_since == Time{}) work.stuck_since = now;
       if (Seconds(now - work.stuck_since).count() < w.retry_s) break;
-      result = kRetryExceeded;
+      result = ibv::kWcRetryExceeded;
     }
     moved = true;
     if (result != 0) {
@@ -164,14 +179,24 @@ bool carry(World& w, Pair& pair) {
       break;
     }
     if ((work.wr.send_flags & ibv::kSignaled) != 0) {
-      complete(w, static_cast<Queue*>(pair.send_cq), told(pair, work.wr.wr_id, 0, work.bytes));
+      complete(w, pair, true, work.wr.wr_id, 0, work.bytes);
     }
     pair.sends.pop_front();
   }
   return moved;
 }
 
+void tell_late(World& w, Time until) {
+  for (Queue* queue : w.queues) {
+    auto& late = queue->late;
+    for (; !late.empty() && late.begin()->first <= until; late.erase(late.begin())) {
+      tell(queue, late.begin()->second);
+    }
+  }
+}
+
 void carry_all(World& w) {
+  tell_late(w, Clock::now());
   for (bool moved = true; moved;) {
     moved = false;
     for (auto& [number, pair] : w.pairs) moved |= carry(w, *pair);

@@ -1,5 +1,5 @@
 // Stage: tests. A libibverbs without devices: the functions and structs that the driver uses, over
-// a fabric inside the process (fake_fabric.cpp), and calls with which a test spoils it. It is a
+// a fabric inside the process (fake_fabric.cpp), which a test spoils (fake_says.cpp). It is a
 // shared library of its own, so that what is tested is the very code that opens the real one. Any
 // thread; one mutex.
 #include <fcntl.h>
@@ -87,16 +87,6 @@ void pipe_ends(int& read_fd, int& write_fd) {
 
 const char* kNames[kDevices] = {"fake0", "fake1", "fake2", "fake3"};
 
-void tell(World& w, int device, ibv::EventType type) {
-  for (Opened* context : w.opened) {
-    if (context->index != device) continue;
-    ibv::AsyncEvent event{};
-    event.element.port_num = 1;
-    event.event_type = type;
-    if (::write(context->event_fd, &event, sizeof event) != sizeof event) std::abort();
-  }
-}
-
 }  // namespace
 
 // ---- what libibverbs has -----------------------------------------------------------------------
@@ -113,9 +103,12 @@ EXPORT const char* ibv_get_device_name(ibv::Device* device) {
 }
 EXPORT ibv::Context* ibv_open_device(ibv::Device* device) {
   Guard guard(world().mutex);
+  const int index = int(reinterpret_cast<const char**>(device) - kNames);
+  errno = world().machines[index].open_errno;
+  if (errno != 0) return nullptr;
   auto* context = new Opened{};
   context->device = device;
-  context->index = int(reinterpret_cast<const char**>(device) - kNames);
+  context->index = index;
   pipe_ends(context->async_fd, context->event_fd);
   context->ops.poll_cq = poll_queue;
   context->ops.req_notify_cq = request_notice;
@@ -146,7 +139,8 @@ EXPORT int ibv_query_port(ibv::Context* context, std::uint8_t port, ibv::PortAtt
   if (port != 1) return EINVAL;
   const Machine& machine = world().machines[static_cast<Opened*>(context)->index];
   attr->state = machine.port_up ? ibv::kPortActive : 1;
-  attr->max_mtu = attr->active_mtu = 5;
+  attr->max_mtu = 5;
+  attr->active_mtu = machine.mtu;
   attr->link_layer = ibv::kLinkEthernet;
   return 0;
 }
@@ -250,9 +244,13 @@ EXPORT ibv::Qp* ibv_create_qp(ibv::Pd* pd, ibv::QpInitAttr* attr) {
 }
 EXPORT int ibv_modify_qp(ibv::Qp* on, ibv::QpAttr* attr, int mask) {
   World& w = world();
-  Guard guard(w.mutex);
+  std::unique_lock guard(w.mutex);
   auto& pair = *static_cast<Pair*>(on);
+  if (attr->qp_state == ibv::kRtr) {
+    w.gate.wait(guard, [&] { return !w.machines[pair.device].join_gate; });
+  }
   if ((mask & ibv::kMaskDestQpn) != 0) pair.peer = attr->dest_qp_num;
+  if ((mask & ibv::kMaskPathMtu) != 0) pair.mtu = attr->path_mtu;
   pair.now = attr->qp_state;
   if (pair.now != ibv::kErr) return 0;
   const bool reads = !pair.sends.empty() && pair.sends.front().wr.opcode == ibv::kRdmaRead;
@@ -283,101 +281,7 @@ EXPORT int ibv_get_async_event(ibv::Context* context, ibv::AsyncEvent* event) {
 }
 EXPORT void ibv_ack_async_event(ibv::AsyncEvent*) {}
 EXPORT const char* ibv_wc_status_str(ibv::WcStatus status) {
-  return status == kRetryExceeded    ? "transport retry counter exceeded"
-         : status == ibv::kWcFlushed ? "Work Request Flushed Error"
-                                     : "an error";
-}
-
-// ---- what a test says --------------------------------------------------------------------------
-
-EXPORT void fake_reset() {
-  Guard guard(world().mutex);
-  for (Machine& machine : world().machines) {
-    const std::uint64_t registered = machine.registered_bytes;
-    machine = {};
-    machine.registered_bytes = registered;
-  }
-  world().retry_s = 0.1;
-}
-EXPORT void fake_rate(int device, double bytes_per_s, double latency_s) {
-  Guard guard(world().mutex);
-  world().machines[device].bytes_per_s = bytes_per_s;
-  world().machines[device].latency_s = latency_s;
-}
-EXPORT void fake_cut(int device, int cut) {
-  Guard guard(world().mutex);
-  world().machines[device].cut = cut != 0;
-}
-EXPORT void fake_retry(double seconds) {
-  Guard guard(world().mutex);
-  world().retry_s = seconds;
-}
-EXPORT void fake_port(int device, int up) {
-  Guard guard(world().mutex);
-  world().machines[device].port_up = up != 0;
-  tell(world(), device, up != 0 ? ibv::kEventPortActive : ibv::kEventPortErr);
-}
-EXPORT void fake_fatal(int device) {
-  Guard guard(world().mutex);
-  tell(world(), device, ibv::kEventDeviceFatal);
-}
-EXPORT void fake_fail_next(int device, unsigned status) {
-  Guard guard(world().mutex);
-  world().machines[device].fail_next = status;
-}
-EXPORT void fake_refuse(int device, int error, std::uint64_t above) {
-  Guard guard(world().mutex);
-  world().machines[device].refuse_errno = error;
-  world().machines[device].refuse_above = above;
-}
-EXPORT void fake_gate(int device, double seconds, int passing) {
-  Guard guard(world().mutex);
-  Machine& machine = world().machines[device];
-  machine.gate_s = seconds;
-  machine.passing = passing;
-  world().gate.notify_all();
-}
-EXPORT int fake_waiting(int device) {
-  Guard guard(world().mutex);
-  return world().machines[device].waiting;
-}
-EXPORT void fake_room(int device, std::uint64_t bytes) {
-  Guard guard(world().mutex);
-  Machine& machine = world().machines[device];
-  machine.registered_bytes_max = machine.registered_bytes + bytes;
-}
-EXPORT void fake_lingers(int device, int on) {
-  Guard guard(world().mutex);
-  world().machines[device].lingers = on != 0;
-}
-EXPORT void fake_hold(int device, int on) {
-  World& w = world();
-  Guard guard(w.mutex);
-  w.machines[device].hold = on != 0;
-  if (on != 0) return;
-  for (Queue* queue : w.queues) {
-    if (queue->device != device) continue;
-    const std::deque<ibv::Wc> held = std::exchange(queue->held, {});
-    for (const ibv::Wc& wc : held) complete(w, queue, wc);
-  }
-}
-EXPORT std::uint64_t fake_regions() {
-  Guard guard(world().mutex);
-  return world().regions.size();
-}
-EXPORT std::uint64_t fake_registrations() {
-  Guard guard(world().mutex);
-  return world().registrations;
-}
-EXPORT std::uint64_t fake_messages() {
-  Guard guard(world().mutex);
-  return world().messages;
-}
-EXPORT std::uint64_t fake_reads() {
-  Guard guard(world().mutex);
-  return world().reads;
-}
-EXPORT std::uint64_t fake_pairs() {
-  Guard guard(world().mutex);
-  return world().pairs.size();
+  return status == ibv::kWcRetryExceeded ? "transport retry counter exceeded"
+         : status == ibv::kWcFlushed     ? "Work Request Flushed Error"
+                                         : "an error";
 }

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
 
 import numpy as np
 import pytest
 
 from tests.engine_pairs import noise
+from tests.rdma import wires
 from tests.rdma.pairs import KIB, MIB, Pair, segment, well
 
 SIZE = 8 * MIB
@@ -44,3 +46,13 @@ def test_all_rails_carry_at_once(pair: Pair) -> None:
             if min(shares[-1].values()) > SIZE // 8:
                 return
     raise AssertionError(f"one rail carried little: {shares}, {pair.near.stats()['rails']}")
+
+
+def test_a_rail_whose_neighbours_are_unknown_is_joined_at_once(pair: Pair) -> None:
+    """The kernel by itself overlooks an answer that is there before it waits for it, and takes a
+    second."""
+    for end in ("rail1a", "rail1b"):
+        wires.forget_neighbours(end)
+    began = time.monotonic()
+    pair.join(1)
+    assert time.monotonic() - began < 0.5

@@ -51,6 +51,11 @@ FAULTS: dict[str, Callable[[], None]] = {
 }
 
 
+def forget_neighbours(end: str) -> None:
+    """The link addresses of all that the end has talked to, as after a cut."""
+    _run("ip", "neigh", "flush", "dev", end)
+
+
 def shape(end: str, rate: str) -> None:
     """What the end sends is held to a rate, as in "10mbit"."""
     _touched.add(end)

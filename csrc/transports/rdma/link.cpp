@@ -10,13 +10,27 @@ namespace {
 constexpr std::uint32_t kSignalEvery = 8;  // messages; reads are always told of
 constexpr std::uint32_t kPlaceMask = 0x7fffffff;
 
+// What the devices' own words leave open, and what to do.
+const char* remedy(ibv::WcStatus status) {
+  switch (status) {
+    case ibv::kWcRemoteAccess:
+      return " (what the peer named is under a key that is no longer valid, or out of its range; "
+             "the bytes take another way)";
+    case ibv::kWcRetryExceeded:
+      return " (packets do not get through, or none of this size: see `python -m torch_tent doctor "
+             "--rdma`)";
+    default:
+      return "";
+  }
+}
+
 }  // namespace
 
 // ---- what the device tells ----
 
 void RdmaLink::completed(const WorkNumber& work, const ibv::Wc& wc) {
   if (wc.status != ibv::kWcSuccess && state.live()) {
-    state.broke(std::string("RDMA: ") + verbs_.wc_status_str(wc.status));
+    state.broke(std::string("RDMA: ") + verbs_.wc_status_str(wc.status) + remedy(wc.status));
   }
   if (!work.receive) {
     retire(work.place);

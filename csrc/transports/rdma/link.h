@@ -56,6 +56,7 @@ struct RdmaJoining {
   std::mutex running;     // taken by run(), and by whoever ends the pair
   ibv::Qp* qp = nullptr;  // null: the link was closed meanwhile
   ibv::QpAttr to_receive{}, to_send{};
+  ibv::Gid own{};
   std::string device;
 };
 

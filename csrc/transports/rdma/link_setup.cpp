@@ -8,6 +8,7 @@
 #include <string>
 
 #include "transports/rdma/link.h"
+#include "transports/rdma/neighbour.h"
 
 namespace tent {
 namespace {
@@ -128,6 +129,7 @@ Status RdmaLink::join(const RdmaEndpoint& peer, bool dialed, std::shared_ptr<Rdm
   out = joining_ = std::make_shared<RdmaJoining>(verbs_);
   joining_->qp = qp_;
   joining_->device = device_.name();
+  joining_->own = own_.gid;
   ibv::QpAttr& receive = joining_->to_receive;
   receive.qp_state = ibv::kRtr;
   receive.path_mtu = std::min(own_.mtu, peer.mtu);
@@ -154,6 +156,10 @@ Status RdmaLink::join(const RdmaEndpoint& peer, bool dialed, std::shared_ptr<Rdm
 Status RdmaJoining::run() {
   const std::lock_guard lock(running);
   if (qp == nullptr) return failed("the RDMA link is closed");
+  const ibv::AhAttr& way = to_receive.ah_attr;
+  if (way.is_global) {
+    ask_for_neighbour(device, way.port_num, way.grh.sgid_index, own, way.grh.dgid);
+  }
   Status status = move(verbs, qp, device, to_receive,
                        ibv::kMaskAv | ibv::kMaskPathMtu | ibv::kMaskDestQpn | ibv::kMaskRqPsn |
                            ibv::kMaskMaxDestRdAtomic | ibv::kMaskMinRnrTimer,

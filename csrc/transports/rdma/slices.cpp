@@ -4,6 +4,11 @@
 #include <algorithm>
 
 namespace tent {
+namespace {
+
+constexpr ChunkExtra kCarried{ChunkHeader::Kind::Bytes, kCarriedBytesMax, 1};
+
+}  // namespace
 
 void RdmaSliceReader::begin(const FrameHeader& header) { slices_.push({header, 0, 0}); }
 
@@ -16,35 +21,14 @@ bool RdmaSliceReader::take(ReadAhead& ahead, Receiver& receiver, std::uint64_t&)
 
 // False: it has not come yet, or it is malformed.
 bool RdmaSliceReader::next_chunk(ReadAhead& ahead, Receiver& receiver) {
-  ChunkHeader header;
-  if (!ahead.need(sizeof header) || !link_.live()) return false;
-  std::memcpy(&header, ahead.data(), sizeof header);
-  std::size_t bytes = sizeof header;
-  if (header.kind == ChunkHeader::Kind::Pieces && header.count > 0 &&
-      header.count <= kChunkPiecesMax) {
-    bytes += header.count * sizeof(NamedPiece);
-  } else if (header.kind == ChunkHeader::Kind::Bytes && header.count > 0 &&
-             header.count <= kCarriedBytesMax) {
-    bytes += header.count;
-  } else if (header.kind != ChunkHeader::Kind::Torn || header.count != 0) {
-    return link_.broke("malformed slice description from the peer; the link was closed");
-  }
-  if (!ahead.need(bytes) || !link_.live()) return false;
-  const std::uint8_t* body = ahead.data() + sizeof header;
+  Chunk chunk;
+  if (!whole_chunk(link_, ahead, kCarried, chunk)) return false;
+  const ChunkHeader::Kind kind = chunk.header.kind;
   bool good = false;
-  switch (header.kind) {
-    case ChunkHeader::Kind::Pieces:
-      good = take_pieces(body, header.count);
-      break;
-    case ChunkHeader::Kind::Bytes:
-      good = take_bytes(body, header.count, receiver);
-      break;
-    case ChunkHeader::Kind::Torn:
-    case ChunkHeader::Kind::Space:  // refused above
-      good = take_torn(receiver);
-      break;
-  }
-  ahead.skip(bytes);
+  if (kind == ChunkHeader::Kind::Pieces) good = take_pieces(chunk.body, chunk.header.count);
+  if (kind == ChunkHeader::Kind::Bytes) good = take_bytes(chunk.body, chunk.header.count, receiver);
+  if (kind == ChunkHeader::Kind::Torn) good = take_torn(receiver);
+  ahead.skip(chunk.bytes);
   return good && link_.live();
 }
 
@@ -52,12 +36,8 @@ bool RdmaSliceReader::take_pieces(const std::uint8_t* bytes, std::size_t count) 
   Slice& into = slices_.back();
   for (std::size_t i = 0; i < count; ++i, bytes += sizeof(NamedPiece)) {
     NamedPiece piece;
-    std::memcpy(&piece, bytes, sizeof piece);
-    const std::uint64_t left = into.header.body_bytes - into.described;
-    if (piece.bytes == 0 || piece.bytes > left || piece.space > UINT32_MAX ||
-        piece.place > UINT64_MAX - piece.bytes) {
-      return link_.broke("malformed slice description from the peer; the link was closed");
-    }
+    if (!take_piece(link_, bytes, into.header.body_bytes - into.described, piece)) return false;
+    if (piece.space > UINT32_MAX) return malformed(link_);
     told_.push({first_ + slices_.size() - 1, into.described, piece});
     into.described += piece.bytes;
   }
@@ -66,28 +46,20 @@ bool RdmaSliceReader::take_pieces(const std::uint8_t* bytes, std::size_t count) 
 
 bool RdmaSliceReader::take_bytes(const std::uint8_t* bytes, std::size_t count, Receiver& receiver) {
   Slice& into = slices_.back();
-  if (count > into.header.body_bytes - into.described) {
-    return link_.broke("malformed slice description from the peer; the link was closed");
-  }
+  if (count > into.header.body_bytes - into.described) return malformed(link_);
   const std::uint64_t offset = into.described;
   into.described += count;
   into.settled += count;
   return copy_in(receiver, FrameHeader(into.header), offset, bytes, count);
 }
 
-// A slice with a hole must never count as landed: only a transfer that has ended here, too, may be
-// finished with it.
 bool RdmaSliceReader::take_torn(Receiver& receiver) {
   Slice& into = slices_.back();
   const FrameHeader header = into.header;
   const std::uint64_t offset = into.described, rest = header.body_bytes - into.described;
   into.described += rest;
   into.settled += rest;
-  pieces_.clear();
-  const bool wanted =
-      receiver.landing(link_.id, header.flow, header.offset + offset, rest, pieces_);
-  if (wanted && link_.live()) link_.broke("the peer gave up a slice that is still awaited here");
-  return link_.live();
+  return take_hole(link_, receiver, header.flow, header.offset + offset, rest, pieces_);
 }
 
 // Copies bytes that came through our own buffers to where the Receiver wants them, if it does.
