@@ -309,8 +309,7 @@ def a_fork_ends(rank: int, size: int) -> None:
     child = os.fork()
     if child == 0:
         signal.alarm(20)
-        dist.distributed_c10d._world.pg_map.clear()
-        dist.distributed_c10d._update_default_pg(None)
+        dist.destroy_process_group()
         gc.collect()
         os._exit(0)
     assert os.waitpid(child, 0)[1] == 0
