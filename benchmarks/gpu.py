@@ -12,17 +12,20 @@ import argparse
 import json
 import statistics
 import sys
+import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
+import torch.distributed as dist
 import torch.multiprocessing as mp
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import torch_tent as tent
+import torch_tent_autoload
 from torch_tent.engines import Engine
 from torch_tent.settings import Settings
 
@@ -155,6 +158,49 @@ def call_seconds(peer: Peer, device: str) -> list[float]:
     return found
 
 
+def reduce_together(rank: int, meeting: str, pipe: Any) -> None:
+    """One of two ranks in step: seconds of all_reduce by (device, bytes), each sum checked."""
+    torch_tent_autoload.register()
+    dist.init_process_group("tent", init_method=f"file://{meeting}", rank=rank, world_size=2)
+    found: dict[tuple[str, int], list[float]] = {}
+    for device in ("cpu", "cuda"):
+        for size in SIZES.values():
+            x = torch.empty(size // 4, device=device)
+            for _ in range(ROUNDS + 1):
+                x.fill_(rank + 1)
+                torch.cuda.synchronize()
+                dist.barrier()
+                began = time.perf_counter()
+                dist.all_reduce(x)
+                found.setdefault((device, size), []).append(time.perf_counter() - began)
+                if not bool((x == 3).all()):
+                    raise AssertionError(f"all_reduce on {device}, {size}: a wrong sum")
+    dist.destroy_process_group()
+    pipe.send(found)
+
+
+def group_seconds() -> dict[tuple[str, int], list[float]]:
+    """What rank 0 of two on one GPU measured."""
+    context = mp.get_context("spawn")
+    with tempfile.TemporaryDirectory() as folder:
+        pipe, theirs = context.Pipe()
+        ranks = [
+            context.Process(
+                target=reduce_together, args=(rank, f"{folder}/meeting", theirs), daemon=True
+            )
+            for rank in range(2)
+        ]
+        for process in ranks:
+            process.start()
+        found = [pipe.recv() for _ in ranks if pipe.poll(WAIT_S)]
+        for process in ranks:
+            process.join(10)
+    if len(found) < len(ranks):
+        raise TimeoutError("the ranks of the group did not end")
+    times: dict[tuple[str, int], list[float]] = found[0]
+    return {case: each[1:] for case, each in times.items()}
+
+
 def measure(rows: list[dict[str, Any]]) -> None:
     began = time.monotonic()
 
@@ -200,6 +246,10 @@ def measure(rows: list[dict[str, Any]]) -> None:
                     lambda p=peer, e=ends, s=size: write_seconds(p, e, s),
                 )
         peer.close()
+    if time.monotonic() - began < BUDGET_S:
+        for (device, size), times in group_seconds().items():
+            label = next(name for name, of in SIZES.items() if of == size)
+            add(f"all_reduce of two ranks, {label} {device}", size, lambda t=times: t)
 
 
 def targets(rows: list[dict[str, Any]]) -> None:

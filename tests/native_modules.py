@@ -20,6 +20,7 @@ from pathlib import Path
 from types import ModuleType
 
 import pybind11
+from torch.utils import cpp_extension
 
 ROOT = Path(__file__).resolve().parent.parent
 FLAGS = ["-std=c++20", "-O1", "-g0", "-fPIC", "-fvisibility=hidden", "-pthread"]
@@ -28,9 +29,9 @@ if os.environ.get("TENT_SANITIZE") == "address":
     FLAGS += ["-fsanitize=address,undefined", "-fno-sanitize-recover=undefined"]
 
 
-def native_module(name: str, sources: Sequence[str]) -> ModuleType:
+def native_module(name: str, sources: Sequence[str], torch: bool = False) -> ModuleType:
     """The module of tests/native/<name>.cpp and <name>_*.cpp, linked with `sources` (glob patterns
-    below csrc)."""
+    below csrc). `torch`: it includes torch's headers, and takes minutes to compile."""
     own = ROOT / "tests/native"
     files = [own / f"{name}.cpp", *sorted(own.glob(f"{name}_*.cpp"))]
     for pattern in sources:
@@ -45,26 +46,35 @@ def native_module(name: str, sources: Sequence[str]) -> ModuleType:
     with (folder / "lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         if not made.exists():
-            compile_module(files, made)
+            compile_module(files, made, torch)
     return load(name, made)
 
 
-def compile_module(files: Sequence[Path], made: Path) -> None:
+def compile_module(files: Sequence[Path], made: Path, torch: bool = False) -> None:
     """Compiles all files, two at a time, and links them; the compiler's message is in the error."""
     partial = made.with_suffix(".partial")
     objects = [made.parent / f"{number}-{path.stem}.o" for number, path in enumerate(files)]
     with ThreadPoolExecutor(2) as pool:
-        list(pool.map(lambda pair: compile_one(*pair), zip(files, objects, strict=True)))
-    run_compiler(["-shared", *map(str, objects), "-o", str(partial)])
+        list(pool.map(lambda pair: compile_one(*pair, torch), zip(files, objects, strict=True)))
+    libraries = torch_libraries() if torch else []
+    run_compiler(["-shared", *map(str, objects), *libraries, "-o", str(partial)])
     partial.rename(made)
 
 
-def compile_one(source: Path, made: Path) -> None:
+def compile_one(source: Path, made: Path, torch: bool = False) -> None:
     """One object file."""
-    folders = [pybind11.get_include(), sysconfig.get_path("include")]
+    # torch brings the pybind11 that its own types are bound with.
+    folders = cpp_extension.include_paths() if torch else [pybind11.get_include()]
+    folders.append(sysconfig.get_path("include"))
     system = [word for folder in folders for word in ("-isystem", folder)]
     include = f"-I{ROOT / 'csrc'}"
     run_compiler([*WARNINGS, include, *system, "-c", str(source), "-o", str(made)])
+
+
+def torch_libraries() -> list[str]:
+    """What links with torch."""
+    folders = [f"-L{folder}" for folder in cpp_extension.library_paths()]
+    return [*folders, "-lc10", "-ltorch", "-ltorch_cpu", "-ltorch_python"]
 
 
 def run_compiler(words: Sequence[str]) -> None:

@@ -27,7 +27,7 @@ def native() -> ModuleType:
 
 
 @st.composite
-def calls(draw: Any) -> tuple[int, list[Call], tuple[int, ...], int]:
+def calls(draw: Any) -> tuple[int, list[Call], tuple[int, ...], int, bool]:
     size = draw(st.integers(1, 9))
     made = []
     for _ in range(draw(st.integers(1, 3))):
@@ -37,16 +37,20 @@ def calls(draw: Any) -> tuple[int, list[Call], tuple[int, ...], int]:
         count = draw(st.sampled_from([0, 1, 2, 5, 17, 64, 257, 1001]))
         seed = draw(st.integers(0, 2**32))
         made.append(make_call(kind, size, count, seed, op, dtype, draw(st.booleans())))
-    return size, made, draw(st.sampled_from(TUNINGS)), draw(st.integers(0, 2**63))
+    tuning, seed = draw(st.sampled_from(TUNINGS)), draw(st.integers(0, 2**63))
+    return size, made, tuning, seed, draw(st.booleans())
 
 
 @settings(max_examples=300)
 @given(calls())
 def test_collectives_are_right_in_any_order_of_delivery(
-    native: ModuleType, drawn: tuple[int, list[Call], tuple[int, ...], int]
+    native: ModuleType, drawn: tuple[int, list[Call], tuple[int, ...], int, bool]
 ) -> None:
-    size, made, tuning, seed = drawn
+    """On GPUs, too, where somebody else computes."""
+    size, made, tuning, seed, on_gpu = drawn
     world = native.World(size, tuning, seed)
+    if on_gpu:
+        world.compute_elsewhere()
     order = [(tag, rank) for tag in range(len(made)) for rank in range(size)]
     random.Random(seed).shuffle(order)
     for tag, rank in order:

@@ -38,6 +38,17 @@ class Buffer(Structure):
     _fields_ = [("address", c_uint64), ("bytes", c_uint64)]
 
 
+class Place(Structure):
+    _fields_ = [("device", c_int32), ("stream", c_uint64)]
+
+
+HOST = Place(-1, 0)
+
+
+class Compute(Structure):
+    _fields_ = [("context", c_void_p), ("start", c_void_p), ("scratch", Buffer)]
+
+
 class Call(Structure):
     _fields_ = [
         *((name, c_int32) for name in ("kind", "reduce", "dtype", "root")),
@@ -47,11 +58,13 @@ class Call(Structure):
         ("output_count", c_size_t),
         ("tag", c_uint64),
         ("timeout_ns", c_int64),
+        ("place", Place),
+        ("compute", Compute),
     ]
 
 
 END = CFUNCTYPE(None, c_void_p)
-MESSAGE = CFUNCTYPE(c_void_p, c_void_p, c_uint64, c_int32, c_uint64, Buffer, c_int64)
+MESSAGE = CFUNCTYPE(c_void_p, c_void_p, c_uint64, c_int32, c_uint64, Buffer, Place, c_int64)
 
 
 class Api(Structure):
@@ -67,6 +80,12 @@ class Api(Structure):
         ("send", MESSAGE),
         ("recv", MESSAGE),
         ("collective", CFUNCTYPE(c_void_p, c_void_p, c_uint64, POINTER(Call))),
+        ("scratch_bytes", CFUNCTYPE(c_uint64, c_void_p, c_uint64, POINTER(Call))),
+        ("computed", CFUNCTYPE(None, c_void_p, c_void_p, c_uint64, c_char_p)),
+        (
+            "can_use",
+            CFUNCTYPE(c_int, c_void_p, Place, POINTER(Buffer), c_size_t, c_char_p, c_size_t),
+        ),
         ("done", CFUNCTYPE(c_int, c_void_p)),
         ("wait", CFUNCTYPE(c_int, c_void_p, c_int64)),
         ("status", CFUNCTYPE(c_int32, c_void_p, c_char_p, c_size_t, POINTER(c_int32))),
@@ -109,7 +128,7 @@ class Rank:
         pointer.restype, pointer.argtypes = c_void_p, [ctypes.py_object, c_char_p]
         address = pointer(engine.c_api, b"torch_tent.engine")
         self.api = Api.from_address(address)
-        assert self.api.version == 2
+        assert self.api.version == 3
         peers = (c_uint32 * 2)(*([peer, peer]))
         self.group = self.api.group_create(self.api.engine, 40, rank, 2, peers)
         assert self.group != 0
@@ -123,13 +142,15 @@ class Rank:
     def _message(self, call: Any, rank: int, array: Any, tag: int, timeout_ns: int) -> Work:
         self._kept.append(array)
         memory = Buffer(array.ctypes.data, array.nbytes)
-        return Work(self.api, call(self.api.engine, self.group, rank, tag, memory, timeout_ns))
+        return Work(
+            self.api, call(self.api.engine, self.group, rank, tag, memory, HOST, timeout_ns)
+        )
 
     def collective(self, kind: int, inputs: list[Any], outputs: list[Any], tag: int) -> Work:
         self._kept += [*inputs, *outputs]
         ins = (Buffer * len(inputs))(*(Buffer(a.ctypes.data, a.nbytes) for a in inputs))
         outs = (Buffer * len(outputs))(*(Buffer(a.ctypes.data, a.nbytes) for a in outputs))
-        call = Call(kind, SUM, F32, 0, ins, len(ins), outs, len(outs), tag, WAIT_NS)
+        call = Call(kind, SUM, F32, 0, ins, len(ins), outs, len(outs), tag, WAIT_NS, HOST)
         made = self.api.collective(self.api.engine, self.group, ctypes.byref(call))
         return Work(self.api, made)
 

@@ -42,11 +42,20 @@ def native() -> ModuleType:
     tuning=st.sampled_from(TUNINGS),
     before=st.integers(0, 200),
     seed=st.integers(0, 2**32),
+    on_gpu=st.booleans(),
 )
 def test_a_lost_rank_ends_every_rank_with_an_error_that_names_it(
-    native: ModuleType, kind: str, size: int, tuning: tuple[int, ...], before: int, seed: int
+    native: ModuleType,
+    kind: str,
+    size: int,
+    tuning: tuple[int, ...],
+    before: int,
+    seed: int,
+    on_gpu: bool,
 ) -> None:
     world = native.World(size, tuning, seed)
+    if on_gpu:
+        world.compute_elsewhere()
     dead = seed % size
     first, second = (make_call(kind, size, 500, seed + n) for n in range(2))
     for rank in range(size):
@@ -287,3 +296,66 @@ def test_a_sender_does_not_run_ahead_without_bound(native: ModuleType, seed: int
     finish(world)
     assert all(torch.equal(call.outputs[1][0], call.inputs[0][0]) for call in made)
     assert all(world.result(n) == (OK, "", 1) for call in made for n in call.numbers)
+
+
+@pytest.mark.parametrize("tuning", TUNINGS)
+def test_on_a_gpu_nothing_begins_before_the_callers_stream_has_come_so_far(
+    native: ModuleType, tuning: tuple[int, ...], seed: int
+) -> None:
+    world = native.World(2, tuning, seed)
+    world.compute_elsewhere()
+    call = make_call("all_reduce", 2, 1000, seed)
+    world.hold_streams(True)
+    call.start(world, 0, 1, SECOND)
+    world.run(100)
+    assert world.result(call.numbers[0])[2] == 0
+    assert world.open_messages() == 0
+    world.hold_streams(False)
+    call.start(world, 1, 1, SECOND)
+    finish(world)
+    call.check(world)
+
+
+@pytest.mark.parametrize("tuning", TUNINGS)
+def test_a_stream_that_does_not_go_on_times_out_and_may_still_come(
+    native: ModuleType, tuning: tuple[int, ...], seed: int
+) -> None:
+    world = native.World(2, tuning, seed)
+    world.compute_elsewhere()
+    call, after = (make_call("all_reduce", 2, 1000, seed + n) for n in range(2))
+    world.hold_streams(True)
+    call.start(world, 0, 1, SECOND)
+    world.expire(2 * SECOND)
+    code, text, ends = world.result(call.numbers[0])
+    assert (code, ends) == (TIMEOUT, 1)
+    assert "queued on the GPU's stream before the call" in text
+    assert world.lingering(0) == 1  # Until the stream has come, or the driver says it never will.
+    world.hold_streams(False)
+    finish(world)
+    assert world.lingering(0) == 0
+    for rank in range(2):
+        after.start(world, rank, 2, SECOND)
+    finish(world)
+    after.check(world)
+
+
+@pytest.mark.parametrize("kind", ["all_reduce", "reduce_scatter"])
+def test_what_a_gpu_computes_keeps_a_cancelled_call_from_ending(
+    native: ModuleType, kind: str, seed: int
+) -> None:
+    """The GPU may still write to the caller's memory."""
+    for steps in range(12):
+        world = native.World(2, LARGE, seed + steps)
+        world.compute_elsewhere()
+        call = make_call(kind, 2, 1000, seed)
+        for rank in range(2):
+            call.start(world, rank, 1, SECOND)
+        world.run(steps)
+        world.cancel(call.numbers[0])
+        world.cancel(call.numbers[1])
+        while any(world.result(number)[2] == 0 for number in call.numbers):
+            assert world.step()
+        held = [[t.clone() for t in row] for row in call.outputs]
+        finish(world)
+        for rows in zip(call.outputs, held, strict=True):
+            assert all(torch.equal(a, b) for a, b in zip(*rows, strict=True))

@@ -10,8 +10,10 @@ from typing import Any
 
 import pytest
 import torch
+import torch.distributed as dist
 
 import torch_tent as tent
+from tests.groups import run_group
 from tests.pairs import Pair, two_engines
 from torch_tent.engines import Engine
 from torch_tent.settings import Settings
@@ -196,3 +198,41 @@ def test_freed_storage() -> None:
     x.untyped_storage().resize_(16)
     with pytest.raises(ValueError, match="freed or resized"):
         tent.register(x)
+
+
+def collectives(rank: int, size: int) -> None:
+    """Two ranks on one GPU: reductions on it, after a slow kernel, before what is queued later."""
+    stream = torch.cuda.Stream()
+    for count in (1, 5000, 1 << 20, 9 * MIB + 5):
+        x = torch.zeros(count, device="cuda")
+        strided = torch.zeros(count, 2, device="cuda")[:, 1]
+        gathered = torch.zeros(size * count, device="cuda")
+        stream.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(stream):
+            torch.cuda._sleep(50_000_000)
+            x.fill_(rank + 1)
+            strided.fill_(rank + 1)
+            works = [dist.all_reduce(t, async_op=True) for t in (x, strided)]
+            works.append(
+                dist.all_gather_into_tensor(gathered, x.clone().fill_(rank), async_op=True)
+            )
+            for work in works:
+                work.wait()
+            wrong = (x != 3).sum() + (strided != 3).sum()
+            wrong += (gathered.view(size, -1) != torch.arange(size, device="cuda")[:, None]).sum()
+            assert int(wrong) == 0, count
+    for dtype in (torch.float16, torch.bfloat16, torch.int64, torch.bool, torch.uint16):
+        x = torch.ones(5000, device="cuda").to(dtype)
+        dist.all_reduce(x)
+        assert (x.to(torch.int64) == (1 if dtype == torch.bool else 2)).all(), dtype
+    torch.cuda.synchronize()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        with pytest.raises(RuntimeError, match="captured in a CUDA graph"):
+            dist.all_reduce(x)
+        x.fill_(1)
+    dist.all_reduce(x.fill_(1))
+
+
+def test_collectives_of_two_ranks_on_one_gpu() -> None:
+    run_group(collectives, 2)

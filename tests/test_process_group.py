@@ -319,7 +319,7 @@ def refusals(rank: int, size: int) -> list[str]:
         ("only supports dense tensors", lambda: backend.broadcast([x.to_sparse()], fine)),
         ("requires non-empty tensor list", lambda: backend.allreduce([], dist.AllreduceOptions())),
         ("single-element tensor list", lambda: backend.allreduce([x, x], dist.AllreduceOptions())),
-        ("only supports CPU tensors", lambda: backend.broadcast([x.to("meta")], fine)),
+        ("only supports CPU and CUDA tensors", lambda: backend.broadcast([x.to("meta")], fine)),
         ("Cannot use ReduceOp.BAND", lambda: backend.allreduce([x], bitwise).wait()),
         ("cannot be reduced", lambda: dist.all_reduce(x.to(torch.float8_e4m3fn))),
         ("invalid tensor size", lambda: backend.allgather([[x[:3], x[:3]]], [x])),

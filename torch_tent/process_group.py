@@ -86,13 +86,24 @@ def peers(group: dist.ProcessGroup) -> GroupPeers:
     Raises TentError for a group of another backend.
     """
     native = torch_native.module()
-    backend: Any = group._get_backend(torch.device("cpu"))
-    while hasattr(backend, "wrapped_pg"):  # TORCH_DISTRIBUTED_DEBUG=DETAIL
-        backend = backend.wrapped_pg
-    if not isinstance(backend, native.TentBackend):
-        raise TentError(f"the group's backend is {backend.name()}, not tent")
+    found = [_backend_for(group, kind) for kind in ("cpu", "cuda")]
+    backend = next((b for b in found if isinstance(b, native.TentBackend)), None)
+    if backend is None:
+        names = " and ".join(sorted({b.name() for b in found if b is not None}))
+        raise TentError(f"the group's backend is {names or 'none of CPU or CUDA'}, not tent")
     context = backend.context + _CONTEXTS_PER_GROUP - 1
     return GroupPeers(context, backend.rank(), backend.size(), tuple(backend.peers))
+
+
+def _backend_for(group: dist.ProcessGroup, kind: str) -> Any:
+    """What the group uses for tensors on this kind of device; None where it has nothing."""
+    try:
+        backend: Any = group._get_backend(torch.device(kind))
+    except RuntimeError:
+        return None
+    while hasattr(backend, "wrapped_pg"):  # TORCH_DISTRIBUTED_DEBUG=DETAIL
+        backend = backend.wrapped_pg
+    return backend
 
 
 def _meet(engine: Engine, options: Any) -> tuple[int, list[int]]:

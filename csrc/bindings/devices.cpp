@@ -20,19 +20,6 @@ const Cuda& driver() {
   return *cuda;
 }
 
-// kHost where the driver knows of no GPU's memory at the address.
-int cuda_device_of(std::uint64_t address) {
-  const CudaApi& api = driver().api();
-  unsigned kind = 0;
-  int device = 0;
-  if (api.pointer_attribute(&kind, kCudaPointerMemoryType, address) != kCudaSuccess ||
-      kind != kCudaMemoryTypeDevice ||
-      api.pointer_attribute(&device, kCudaPointerDeviceOrdinal, address) != kCudaSuccess) {
-    return kHost;
-  }
-  return device;
-}
-
 }  // namespace
 
 void throw_unless_ok(const Status& status) {
@@ -45,7 +32,9 @@ void bind_devices(py::module_& module) {
       .def("cuda_device_count", [] { return driver().device_count(); })
       .def(
           "cuda_uuid", [](int device) { return driver().uuid(device); }, arg("device"))
-      .def("cuda_device_of", &cuda_device_of, arg("address"));
+      .def(
+          "cuda_device_of", [](std::uint64_t address) { return driver().device_of(address); },
+          arg("address"));
 }
 
 }  // namespace tent::bindings

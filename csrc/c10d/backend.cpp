@@ -5,12 +5,15 @@
 #include <utility>
 
 #include "c10d/call.h"
+#include "c10d/streams.h"
 #include "c10d/work.h"
 #include "core/types.h"
 
 namespace tent {
 
 namespace {
+
+constexpr std::size_t kWhyMax = 1024;
 
 // The same on all ranks of the new group, and different from every other context: it depends on the
 // parent's, which was drawn at random, and on how often that was split.
@@ -43,6 +46,7 @@ TentBackend::TentBackend(const TentApi* api, EngineOwner engine, Membership memb
       timeout_ms_(membership_.timeout.count()) {
   link_->api = api;
   link_->owner = std::move(engine);
+  link_->arithmetic = std::make_unique<Arithmetic>(api);
   group_ = api->group_create(api->engine, membership_.context, membership_.rank, membership_.size,
                              membership_.peers.data());
   TORCH_CHECK(group_ != 0, "the engine of process group ", membership_.name, " is closed");
@@ -155,16 +159,53 @@ TentBackend::WorkRef TentBackend::endCoalescing() {
 }
 
 void TentBackend::start(Pending& pending, const Call& call, std::chrono::milliseconds timeout) {
-  start(pending, call, timeout, sequence_++);
+  TentCollectiveCall arguments = prepared(pending, call, timeout);
+  arguments.tag = sequence_++;
+  pending.add(api_->collective(api_->engine, group_, &arguments));
 }
 
 void TentBackend::start(Pending& pending, const Call& call, std::chrono::milliseconds timeout,
                         std::uint64_t number) {
-  const TentCollectiveCall arguments{call.kind,           call.reduce,         call.dtype,
-                                     call.root,           call.inputs.data(),  call.inputs.size(),
-                                     call.outputs.data(), call.outputs.size(), number,
-                                     nanoseconds(timeout)};
+  TentCollectiveCall arguments = prepared(pending, call, timeout);
+  arguments.tag = number;
   pending.add(api_->collective(api_->engine, group_, &arguments));
+}
+
+TentPlace TentBackend::usable(Pending& pending, const at::Device& device,
+                              const std::vector<TentBuffer>& buffers) const {
+  if (device.is_cpu()) return {TENT_HOST, 0};
+  const TentPlace place = place_of(device);
+  char why[kWhyMax] = "";
+  TORCH_CHECK(api_->can_use(api_->engine, place, buffers.data(), buffers.size(), why, sizeof why),
+              "TentBackend cannot use a tensor on ", device, ": ", why);
+  pending.uses(device);
+  return place;
+}
+
+TentCollectiveCall TentBackend::prepared(Pending& pending, const Call& call,
+                                         std::chrono::milliseconds timeout) const {
+  TentCollectiveCall arguments{call.kind,
+                               call.reduce,
+                               call.dtype,
+                               call.root,
+                               call.inputs.data(),
+                               call.inputs.size(),
+                               call.outputs.data(),
+                               call.outputs.size(),
+                               0,
+                               nanoseconds(timeout),
+                               {TENT_HOST, 0},
+                               {}};
+  if (call.device.is_cpu()) return arguments;
+  const std::string why = why_not_on_gpu(call.reduce, call.dtype);
+  TORCH_CHECK(why.empty(), "TentBackend: ", why);
+  std::vector<TentBuffer> buffers = call.inputs;
+  buffers.insert(buffers.end(), call.outputs.begin(), call.outputs.end());
+  arguments.place = usable(pending, call.device, buffers);
+  const std::uint64_t bytes = api_->scratch_bytes(api_->engine, group_, &arguments);
+  const at::Tensor scratch = pending.staging.scratch(call.device, bytes);
+  arguments.compute = link_->arithmetic->on(call.device, buffer_of(scratch));
+  return arguments;
 }
 
 }  // namespace tent

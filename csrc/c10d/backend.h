@@ -2,7 +2,7 @@
 // function table. Made by torch_tent/process_group.py, called by torch on any thread, with the GIL
 // or without. Checks and copies of odd strides happen on the caller's thread; nothing here waits
 // but monitoredBarrier. What always holds: collectives of a group
-// carry consecutive numbers, the same on all ranks.
+// carry consecutive numbers, the same on all ranks; what can be refused is, before it has one.
 #pragma once
 
 #include <atomic>
@@ -117,6 +117,12 @@ class TentBackend final : public ::c10d::Backend {
   void start_reduce_scatter_base(Pending& pending, at::Tensor& output, const at::Tensor& input,
                                  const ::c10d::ReduceOp& op, std::chrono::milliseconds timeout);
   WorkRef message(::c10d::OpType type, Tensors& tensors, int other, int tag);
+  // Where buffers on this device lie, and that they are used; throws where they cannot be.
+  TentPlace usable(Pending& pending, const at::Device& device,
+                   const std::vector<TentBuffer>& buffers) const;
+  // The call as the engine takes it, but for its number.
+  TentCollectiveCall prepared(Pending& pending, const Call& call,
+                              std::chrono::milliseconds timeout) const;
   std::int64_t nanoseconds(std::chrono::milliseconds timeout) const;
 
   const TentApi* const api_;

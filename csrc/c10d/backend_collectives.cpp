@@ -6,6 +6,7 @@
 
 #include "c10d/backend.h"
 #include "c10d/call.h"
+#include "c10d/streams.h"
 
 namespace tent {
 
@@ -24,13 +25,17 @@ void copy_elements(const at::Tensor& to, const at::Tensor& from) {
 }
 
 // What a rank sends to itself: afterwards the engine finds it in place.
-void copy_own(std::vector<TentBuffer>& inputs, const std::vector<TentBuffer>& outputs, int rank) {
+void copy_own(const at::Device& device, std::vector<TentBuffer>& inputs,
+              const std::vector<TentBuffer>& outputs, int rank) {
   TentBuffer& from = inputs[std::size_t(rank)];
   const TentBuffer& to = outputs[std::size_t(rank)];
   if (from.bytes != to.bytes) return;  // the engine will say so
-  if (from.bytes > 0)
+  if (from.bytes > 0 && device.is_cpu())
     std::memmove(reinterpret_cast<void*>(to.address), reinterpret_cast<void*>(from.address),
                  from.bytes);
+  else if (from.bytes > 0)
+    tensor_at(device, to.address, to.bytes, at::kByte)
+        .copy_(tensor_at(device, from.address, from.bytes, at::kByte));
   from = to;
 }
 
@@ -58,7 +63,7 @@ TentBackend::WorkRef TentBackend::broadcast(Tensors& tensors,
   check_single(complain, tensors);
   ::c10d::assertRootTensor(complain, opts.rootTensor, std::int64_t(tensors.size()));
   const auto pending = begin();
-  Call call{TENT_BROADCAST, {}, {}};
+  Call call{TENT_BROADCAST, tensors[0].device()};
   call.root = std::int32_t(opts.rootRank);
   if (rank_ == opts.rootRank)
     call.inputs = {buffer_of(pending->staging.to_read(tensors[0]))};
@@ -72,7 +77,7 @@ TentBackend::WorkRef TentBackend::broadcast(Tensors& tensors,
 void TentBackend::start_all_reduce(Pending& pending, at::Tensor& tensor, const ::c10d::ReduceOp& op,
                                    std::chrono::milliseconds timeout) {
   const Complain complain = complain_as("allreduce");
-  Call call{TENT_ALL_REDUCE, {}, {}};
+  Call call{TENT_ALL_REDUCE, tensor.device()};
   call.reduce = reduce_code(complain, op);
   call.dtype = reducible_dtype(complain, tensor);
   call.inputs = call.outputs = {buffer_of(pending.staging.operand_in_place(tensor, op))};
@@ -107,7 +112,7 @@ TentBackend::WorkRef TentBackend::reduce(Tensors& tensors, const ::c10d::ReduceO
   check_single(complain, tensors);
   ::c10d::assertRootTensor(complain, opts.rootTensor, std::int64_t(tensors.size()));
   const auto pending = begin();
-  Call call{TENT_REDUCE, {}, {}};
+  Call call{TENT_REDUCE, tensors[0].device()};
   call.root = std::int32_t(opts.rootRank);
   call.reduce = reduce_code(complain, opts.reduceOp);
   call.dtype = reducible_dtype(complain, tensors[0]);
@@ -133,7 +138,7 @@ void TentBackend::start_all_gather(Pending& pending, Tensors& outputs, const at:
   for (const at::Tensor& output : outputs) filled.push_back(pending.staging.to_fill(output));
   const at::Tensor& own = filled[std::size_t(rank_)];
   copy_elements(own, input);
-  start(pending, {TENT_ALL_GATHER, {buffer_of(own)}, buffers_of(filled)}, timeout);
+  start(pending, {TENT_ALL_GATHER, own.device(), {buffer_of(own)}, buffers_of(filled)}, timeout);
 }
 
 TentBackend::WorkRef TentBackend::allgather(TensorLists& outputs, Tensors& inputs,
@@ -175,7 +180,7 @@ void TentBackend::start_all_gather_base(Pending& pending, at::Tensor& output,
   const at::Tensor filled = pending.staging.to_fill(output);
   copy_elements(filled.view({size_, -1})[rank_], input);
   const std::vector<TentBuffer> parts = equal_parts(filled, size_);
-  start(pending, {TENT_ALL_GATHER, {parts[std::size_t(rank_)]}, parts}, timeout);
+  start(pending, {TENT_ALL_GATHER, filled.device(), {parts[std::size_t(rank_)]}, parts}, timeout);
 }
 
 TentBackend::WorkRef TentBackend::_allgather_base(at::Tensor& output, at::Tensor& input,
@@ -204,7 +209,7 @@ TentBackend::WorkRef TentBackend::gather(TensorLists& outputs, Tensors& inputs,
   ::c10d::assertSingleElementInput(complain, inputs);
   check_single(complain, inputs);
   const auto pending = begin();
-  Call call{TENT_GATHER, {}, {}};
+  Call call{TENT_GATHER, inputs[0].device()};
   call.root = std::int32_t(opts.rootRank);
   if (rank_ == opts.rootRank) {
     ::c10d::assertGatherOutputTensorList(complain, outputs, size_);
@@ -232,7 +237,7 @@ TentBackend::WorkRef TentBackend::scatter(Tensors& outputs, TensorLists& inputs,
   check_single(complain, outputs);
   const auto pending = begin();
   const at::Tensor filled = pending->staging.to_fill(outputs[0]);
-  Call call{TENT_SCATTER, {}, {buffer_of(filled)}};
+  Call call{TENT_SCATTER, filled.device(), {}, {buffer_of(filled)}};
   call.root = std::int32_t(opts.rootRank);
   if (rank_ == opts.rootRank) {
     ::c10d::assertScatterInputTensorList(complain, inputs, size_);
@@ -261,7 +266,7 @@ TentBackend::WorkRef TentBackend::reduce_scatter(Tensors& outputs, TensorLists& 
   check_same_type(complain, inputs[0], outputs[0]);
   check_own_size(complain, inputs[0], rank_, outputs[0]);
   const auto pending = begin();
-  Call call{TENT_REDUCE_SCATTER, {}, {}};
+  Call call{TENT_REDUCE_SCATTER, outputs[0].device()};
   call.reduce = reduce_code(complain, opts.reduceOp);
   call.dtype = reducible_dtype(complain, outputs[0]);
   for (const at::Tensor& input : inputs[0])
@@ -281,7 +286,7 @@ void TentBackend::start_reduce_scatter_base(Pending& pending, at::Tensor& output
   if (input.numel() != output.numel() * size_)
     complain(c10::str("input tensor must be the same size as output size times world size: ",
                       input.numel(), " is not ", size_, " times ", output.numel()));
-  Call call{TENT_REDUCE_SCATTER, {}, {}};
+  Call call{TENT_REDUCE_SCATTER, output.device()};
   call.reduce = reduce_code(complain, op);
   call.dtype = reducible_dtype(complain, output);
   call.inputs = equal_parts(pending.staging.operand(input, op), size_);
@@ -319,11 +324,11 @@ TentBackend::WorkRef TentBackend::alltoall_base(at::Tensor& output, at::Tensor& 
   ::c10d::checkSplitSizes(input_rows, input, size_);
   ::c10d::checkSplitSizes(output_rows, output, size_);
   const auto pending = begin();
-  Call call{TENT_ALL_TO_ALL, {}, {}};
+  Call call{TENT_ALL_TO_ALL, output.device()};
   call.inputs = parts_by_rows(pending->staging.to_read(input), input_rows, size_);
   const at::Tensor filled = pending->staging.to_fill(output);
   call.outputs = parts_by_rows(filled, output_rows, size_);
-  copy_own(call.inputs, call.outputs, rank_);
+  copy_own(call.device, call.inputs, call.outputs, rank_);
   start(*pending, call, opts.timeout);
   pending->outputs.push_back({output});
   return end(::c10d::OpType::ALLTOALL_BASE, "tent:all_to_all", {input}, pending);
@@ -337,12 +342,12 @@ TentBackend::WorkRef TentBackend::alltoall(Tensors& outputs, Tensors& inputs,
   check_same_type(complain, inputs, inputs[0]);
   check_own_size(complain, outputs, rank_, inputs[std::size_t(rank_)]);
   const auto pending = begin();
-  Call call{TENT_ALL_TO_ALL, {}, {}};
+  Call call{TENT_ALL_TO_ALL, inputs[0].device()};
   for (const at::Tensor& input : inputs)
     call.inputs.push_back(buffer_of(pending->staging.to_read(input)));
   for (const at::Tensor& output : outputs)
     call.outputs.push_back(buffer_of(pending->staging.to_fill(output)));
-  copy_own(call.inputs, call.outputs, rank_);
+  copy_own(call.device, call.inputs, call.outputs, rank_);
   start(*pending, call, opts.timeout);
   pending->outputs.push_back(outputs);
   return end(::c10d::OpType::ALLTOALL, "tent:all_to_all", inputs, pending);
@@ -350,7 +355,7 @@ TentBackend::WorkRef TentBackend::alltoall(Tensors& outputs, Tensors& inputs,
 
 TentBackend::WorkRef TentBackend::barrier(const ::c10d::BarrierOptions& opts) {
   const auto pending = begin();
-  start(*pending, {TENT_BARRIER, {}, {}}, opts.timeout);
+  start(*pending, {TENT_BARRIER, at::kCPU}, opts.timeout);
   return end(::c10d::OpType::BARRIER, "tent:barrier", {}, pending);
 }
 

@@ -33,14 +33,16 @@ TentBackend::WorkRef TentBackend::message(::c10d::OpType type, Tensors& tensors,
   const std::shared_ptr<Pending> pending = begin();
   const at::Tensor memory =
       is_send ? pending->staging.to_read(tensors[0]) : pending->staging.to_fill(tensors[0]);
+  const TentBuffer buffer = buffer_of(memory);
+  const TentPlace place = usable(*pending, memory.device(), {buffer});
   const std::int64_t timeout = nanoseconds(::c10d::kUnsetTimeout);
   const auto number = std::uint64_t(tag);
   std::string label = c10::str(name, " on rank ", rank_, " of ", size_);
   if (!is_any) label += c10::str(is_send ? " to" : " from", " rank ", other);
   if (tag != 0) label += c10::str(", tag ", tag);
-  pending->add(is_send ? api_->send(api_->engine, group_, other, number, buffer_of(memory), timeout)
-                       : api_->recv(api_->engine, group_, is_any ? -1 : other, number,
-                                    buffer_of(memory), timeout),
+  pending->add(is_send ? api_->send(api_->engine, group_, other, number, buffer, place, timeout)
+                       : api_->recv(api_->engine, group_, is_any ? -1 : other, number, buffer,
+                                    place, timeout),
                std::move(label));
   if (!is_send) pending->outputs.push_back(tensors);
   const char* title = is_send ? "tent:send" : is_any ? "tent:recvAnySource" : "tent:recv";
@@ -69,15 +71,16 @@ void TentBackend::monitoredBarrier(const ::c10d::BarrierOptions& opts, bool wait
     return std::max<std::int64_t>(0, timeout_ms - since_ms(start)) * 1'000'000;
   };
   const TentBuffer nothing{0, 0};
+  const TentPlace host{TENT_HOST, 0};
   const auto send_to = [&](int rank) {
     Pending pending(link_);
-    pending.add(api_->send(api_->engine, group_, rank, tag, nothing, left()));
+    pending.add(api_->send(api_->engine, group_, rank, tag, nothing, host, left()));
     pending.wait(-1);
     return pending.error();
   };
   const auto hear_from = [&](int rank) {
     Pending pending(link_);
-    pending.add(api_->recv(api_->engine, group_, rank, tag, nothing, left()));
+    pending.add(api_->recv(api_->engine, group_, rank, tag, nothing, host, left()));
     pending.wait(-1);
     return pending.error();
   };

@@ -45,7 +45,7 @@ struct TentBackend::SparseSum {
 // All are contiguous and of the sizes that their ranks have said.
 void TentBackend::SparseSum::gather(Pending& pending, const Tensors& all, const at::Tensor& own) {
   const auto rank = std::size_t(backend->rank_);
-  Call call{TENT_ALL_GATHER, {}, {}};
+  Call call{TENT_ALL_GATHER, at::kCPU};
   for (const at::Tensor& each : all) call.outputs.push_back(buffer_of(each));
   all[rank].copy_(own);
   call.inputs = {call.outputs[rank]};

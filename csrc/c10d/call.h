@@ -1,5 +1,5 @@
-// Stage: c10d. One collective as the engine takes it, with the buffers it points to. A value of the
-// calling thread.
+// Stage: c10d. One collective as the engine takes it, with the buffers it points to, all of them on
+// one device. A value of the calling thread.
 #pragma once
 
 #include <vector>
@@ -10,7 +10,8 @@ namespace tent {
 
 struct TentBackend::Call {
   std::int32_t kind;
-  std::vector<TentBuffer> inputs, outputs;
+  at::Device device;
+  std::vector<TentBuffer> inputs = {}, outputs = {};
   std::int32_t reduce = TENT_SUM, dtype = TENT_U8, root = 0;
 };
 

@@ -2,7 +2,9 @@
 #include "c10d/pending.h"
 
 #include <ATen/core/List.h>
+#include <c10/core/StreamGuard.h>
 
+#include <algorithm>
 #include <chrono>
 #include <utility>
 
@@ -54,6 +56,11 @@ void Pending::add(::TentWork* part, std::string label) {
   parts_.push_back({part, std::move(label)});
 }
 
+void Pending::uses(const at::Device& device) {
+  if (std::find(devices_.begin(), devices_.end(), device) == devices_.end())
+    devices_.push_back(device);
+}
+
 bool Pending::wait(std::int64_t timeout_ns) {
   if (done_.load(std::memory_order_acquire)) return true;
   const std::int64_t began = timeout_ns < 0 ? 0 : now_ns();
@@ -91,7 +98,9 @@ void Pending::complete() {
     for (const Part& part : parts_)
       if (error_ == nullptr) error_ = error_of(part);
     try {
-      if (error_ == nullptr) staging.finish();
+      for (const at::Device& device : devices_) streams_.push_back(pool_stream(device));
+      const c10::MultiStreamGuard on(streams_);
+      if (error_ == nullptr && staging.finish()) record_written();
     } catch (...) {
       error_ = std::current_exception();
     }
@@ -101,6 +110,17 @@ void Pending::complete() {
   }
   if (end) end();
   complete_future();
+}
+
+void Pending::record_written() {
+  for (const c10::Stream& stream : streams_) {
+    written_.emplace_back(stream.device_type());
+    written_.back().record(stream);
+  }
+}
+
+void Pending::order_current_streams() {
+  for (const c10::Event& event : written_) event.block(current_stream(event.device()));
 }
 
 std::exception_ptr Pending::error_of(const Part& part) {
@@ -117,7 +137,7 @@ c10::intrusive_ptr<c10::ivalue::Future> Pending::future() {
   {
     const std::lock_guard<std::mutex> guard(mutex_);
     if (future_) return future_;
-    future_ = c10::make_intrusive<c10::ivalue::Future>(type_of(outputs));
+    future_ = c10::make_intrusive<c10::ivalue::Future>(type_of(outputs), devices_);
   }
   if (is_done())
     complete_future();
@@ -135,6 +155,7 @@ void Pending::complete_future() {
     future_told_ = true;
     future = future_;
   }
+  const c10::MultiStreamGuard on(streams_);
   if (error_ != nullptr)
     future->setError(error_);
   else

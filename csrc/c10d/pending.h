@@ -5,6 +5,7 @@
 #pragma once
 
 #include <ATen/core/ivalue.h>
+#include <c10/core/Event.h>
 
 #include <atomic>
 #include <exception>
@@ -14,6 +15,7 @@
 #include <string>
 #include <vector>
 
+#include "c10d/arithmetic.h"
 #include "c10d/staging.h"
 #include "engine/c_api.h"
 
@@ -27,6 +29,7 @@ struct GroupLink {
   const TentApi* api = nullptr;
   EngineOwner owner;
   std::atomic<int> last_code{0};  // Code of core/types.h of the latest failure
+  std::unique_ptr<Arithmetic> arithmetic;
 };
 
 class Pending : public std::enable_shared_from_this<Pending> {
@@ -44,11 +47,16 @@ class Pending : public std::enable_shared_from_this<Pending> {
   std::function<void()> at_end;  // for the profiler
   // `label` begins the error message; empty where the engine's own says everything.
   void add(::TentWork* part, std::string label = "");
+  // A part is on this GPU: the future is one of its streams, too.
+  void uses(const at::Device& device);
 
   // Drives the engine until all has ended; false when `timeout_ns` passed first (< 0: never does).
   bool wait(std::int64_t timeout_ns);
-  bool is_done();                         // all parts have ended
-  std::exception_ptr error();             // null: none so far
+  bool is_done();              // all parts have ended
+  std::exception_ptr error();  // null: none so far
+  // Work that is queued on the caller's current streams from now on goes after what the end has
+  // queued: copies to tensors of odd strides. Only after the end.
+  void order_current_streams();
   int source() const { return source_; }  // rank that the last received message came from
   c10::intrusive_ptr<c10::ivalue::Future> future();
   void cancel();
@@ -63,10 +71,14 @@ class Pending : public std::enable_shared_from_this<Pending> {
   void complete();
   void arm();
   void complete_future();
+  void record_written();
   std::exception_ptr error_of(const Part& part);
 
   const std::shared_ptr<GroupLink> link_;
   std::vector<Part> parts_;
+  std::vector<at::Device> devices_;   // GPUs, each once
+  std::vector<c10::Stream> streams_;  // one of each, for what the end queues; before done_
+  std::vector<c10::Event> written_;   // what it has queued; before done_
   std::mutex mutex_;
   std::atomic<bool> done_{false};
   std::exception_ptr error_;                        // before done_

@@ -1,7 +1,11 @@
 // Stage: c10d. Checks of tensors, and their contiguous memory: see the header.
 #include "c10d/staging.h"
 
+#include <ATen/ATen.h>
+
 #include <torch/csrc/distributed/c10d/Utils.hpp>
+
+#include "c10d/streams.h"
 
 namespace tent {
 
@@ -34,8 +38,8 @@ void check_tensor(const Complain& complain, const at::Tensor& tensor) {
   if (tensor.layout() != at::kStrided)
     complain(c10::str("only supports dense tensors, not ", tensor.layout(),
                       ": convert it with to_dense()"));
-  if (!tensor.is_cpu())
-    complain(c10::str("only supports CPU tensors, not one on ", tensor.device(),
+  if (!tensor.is_cpu() && !tensor.is_cuda())
+    complain(c10::str("only supports CPU and CUDA tensors, not one on ", tensor.device(),
                       ": convert it with cpu()"));
 }
 
@@ -56,6 +60,9 @@ void check_same_type(const Complain& complain, const std::vector<at::Tensor>& te
     if (tensors[i].scalar_type() != like.scalar_type())
       complain(c10::str("invalid tensor type at index ", i, " (expected ", like.scalar_type(),
                         ", got ", tensors[i].scalar_type(), ")"));
+    if (tensors[i].device() != like.device())
+      complain(c10::str("all tensors must be on one device, but that at index ", i, " is on ",
+                        tensors[i].device(), " and another one on ", like.device()));
   }
 }
 
@@ -188,10 +195,22 @@ at::Tensor Staging::operand_in_place(const at::Tensor& tensor, const ::c10d::Red
   return memory;
 }
 
-void Staging::finish() {
+at::Tensor Staging::scratch(const at::Device& device, std::uint64_t bytes) {
+  kept_.push_back(at::empty({std::int64_t(bytes)}, at::TensorOptions(at::kByte).device(device)));
+  return kept_.back();
+}
+
+bool Staging::finish() {
   const at::NoGradGuard no_grad;
-  for (auto& [to, from] : copies_) to.copy_(from);
+  bool on_gpu = false;
+  for (auto& [to, from] : copies_) {
+    to.copy_(from, /*non_blocking=*/true);
+    if (to.is_cpu()) continue;
+    on_gpu = true;
+    for (const at::Tensor& each : {to, from}) keep_for(current_stream(to.device()), each);
+  }
   copies_.clear();
+  return on_gpu;
 }
 
 }  // namespace tent

@@ -1,7 +1,8 @@
-// Stage: c10d. The memory of one operation: contiguous CPU memory that stands for the caller's
-// tensors, which may have any strides, and the checks that they can be used at all. Filled on the
-// caller's thread; finish() runs once, on the thread that notices the end.
-// What always holds: memory that was handed out lives as long as the Staging.
+// Stage: c10d. The memory of one operation: contiguous memory that stands for the caller's tensors,
+// which may have any strides, and the checks that they can be used at all. On a GPU it is filled in
+// the caller's current stream. Filled on the caller's thread; finish() runs once, on the thread
+// that notices the end, in that thread's current stream. What always holds: memory that was handed
+// out lives as long as the Staging.
 #pragma once
 
 #include <cstdint>
@@ -19,11 +20,11 @@ namespace tent {
 using Complain = std::function<void(const std::string&)>;
 Complain complain_as(const char* operation);
 
-// Dense and on the CPU.
+// Dense, on the CPU or a GPU.
 void check_tensor(const Complain& complain, const at::Tensor& tensor);
 void check_single(const Complain& complain, const std::vector<at::Tensor>& tensors);
 void check_root(const Complain& complain, std::int64_t root, int size);
-// Of the dtype of `like`.
+// Of the dtype of `like`, and on its device.
 void check_same_type(const Complain& complain, const std::vector<at::Tensor>& tensors,
                      const at::Tensor& like);
 // TentDtype; complains where it cannot be reduced.
@@ -47,7 +48,11 @@ class Staging {
   at::Tensor operand(const at::Tensor& tensor, const ::c10d::ReduceOp& op);
   at::Tensor operand_in_place(const at::Tensor& tensor, const ::c10d::ReduceOp& op);
 
-  void finish();  // copies what was filled to where it belongs
+  // Memory of a GPU for partial results.
+  at::Tensor scratch(const at::Device& device, std::uint64_t bytes);
+
+  // Copies what was filled to where it belongs; true: a GPU does, and has not done it yet.
+  bool finish();
 
  private:
   std::vector<at::Tensor> kept_;

@@ -55,6 +55,7 @@ void BackendWork::synchronize() { wait(kNoTimeout); }
 bool BackendWork::wait(std::chrono::milliseconds timeout) {
   if (!pending_->wait(bound_of(timeout))) throw_not_ended(opType_, timeout);
   if (const std::exception_ptr error = pending_->error()) std::rethrow_exception(error);
+  pending_->order_current_streams();
   return true;
 }
 

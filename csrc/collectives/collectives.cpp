@@ -23,6 +23,24 @@ TimeNs asking_time(const RankMap& ranks, TimeNs now, TimeNs expires) {
   if (expires == kNever || ranks.size > RollCall::kRanksMax) return kNever;
   return expires - std::min(kLead, (expires - now) / 2);
 }
+
+CollectiveShape shape_of(const RankMap& ranks, const TentCollectiveCall& call) {
+  CollectiveShape shape{call.kind,  call.reduce, call.dtype, call.root,
+                        ranks.rank, ranks.size,  {},         {}};
+  for (std::size_t i = 0; i < call.input_count; ++i) shape.inputs.push_back(call.inputs[i].bytes);
+  for (std::size_t i = 0; i < call.output_count; ++i)
+    shape.outputs.push_back(call.outputs[i].bytes);
+  return shape;
+}
+
+Buffers buffers_of(const TentCollectiveCall& call) {
+  Buffers buffers{{}, {}, call.place, call.compute};
+  for (std::size_t i = 0; i < call.input_count; ++i)
+    buffers.inputs.push_back(call.inputs[i].address);
+  for (std::size_t i = 0; i < call.output_count; ++i)
+    buffers.outputs.push_back(call.outputs[i].address);
+  return buffers;
+}
 }  // namespace
 
 struct Collectives::Group final : Notices::Owner {
@@ -49,7 +67,7 @@ struct Collectives::Group final : Notices::Owner {
 struct Collectives::Running final : Execution {
   Running(Collectives& owner, CollectiveId number, std::shared_ptr<Group> where, std::string name,
           End then)
-      : Execution(owner.transfers_, owner, where->ranks, std::move(name)),
+      : Execution(owner.transfers_, owner, where->ranks, std::move(name), number),
         id(number),
         group(std::move(where)),
         end(std::move(then)) {}
@@ -130,20 +148,13 @@ CollectiveId Collectives::start(GroupId group, const TentCollectiveCall& call, E
   const std::shared_ptr<Group> held = groups_.at(group);
   if (!held->broken.ok()) return refuse(held->broken);
 
-  CollectiveShape shape{call.kind,        call.reduce,      call.dtype, call.root,
-                        held->ranks.rank, held->ranks.size, {},         {}};
-  Buffers buffers;
-  for (std::size_t i = 0; i < call.input_count; ++i) {
-    shape.inputs.push_back(call.inputs[i].bytes);
-    buffers.inputs.push_back(call.inputs[i].address);
-  }
-  for (std::size_t i = 0; i < call.output_count; ++i) {
-    shape.outputs.push_back(call.outputs[i].bytes);
-    buffers.outputs.push_back(call.outputs[i].address);
-  }
   Status why;
-  const std::shared_ptr<const Plan> plan = plans_.find(shape, tuning_, why);
+  const std::shared_ptr<const Plan> plan = plans_.find(shape_of(held->ranks, call), tuning_, why);
   if (plan == nullptr) return refuse(std::move(why));
+  const bool on_gpu = call.place.device != TENT_HOST;
+  if (on_gpu && call.compute.scratch.bytes < plan->schedule.scratch_bytes)
+    return refuse({Code::Failed, "it needs more scratch memory of the GPU", ""});
+  Buffers buffers = buffers_of(call);
 
   held->notices.listen();
   const CollectiveId id = next_id_++;
@@ -154,9 +165,22 @@ CollectiveId Collectives::start(GroupId group, const TentCollectiveCall& call, E
   if (lingering_ >= kLingeringMax) running.wait_for_all();
   const TimeNs now = transfers_.now(), expires = expiry(now, call.timeout_ns);
   running.asks_at = asking_time(held->ranks, now, expires);
-  look_at_clock_by(running.asks_at);
+  look_at_clock_by(on_gpu ? std::min(running.asks_at, expires) : running.asks_at);
   running.start(plan, std::move(buffers), {held->ranks.context + 1, call.tag, expires}, scratch_);
   return id;
+}
+
+std::uint64_t Collectives::scratch_bytes(GroupId group, const TentCollectiveCall& call) {
+  const RankMap* ranks = find_group(group);
+  if (ranks == nullptr) return 0;
+  Status why;
+  const auto plan = plans_.find(shape_of(*ranks, call), tuning_, why);
+  return plan == nullptr ? 0 : plan->schedule.scratch_bytes;
+}
+
+void Collectives::computed(const TentStep& step, std::uint64_t stream, const Status& status) {
+  if (auto found = running_.find(step.collective); found != running_.end())
+    found->second->computed(step.number, stream, status);
 }
 
 void Collectives::listen(GroupId group) {
@@ -227,7 +251,8 @@ void Collectives::look_at_clock() {
       running->asks_at = kNever;
       running->roll = call_roll(running->group);
     }
-    next = std::min(next, running->asks_at);
+    if (now >= running->gate_expires()) running->expire_at_gate();
+    next = std::min({next, running->asks_at, running->gate_expires()});
   }
   for (const auto& [id, roll] : rolls_) {
     if (now >= roll.call->due()) roll.call->end();

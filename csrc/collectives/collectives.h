@@ -51,6 +51,11 @@ class Collectives final : private Execution::Owner {
   // Its end still comes, with Cancelled, when nothing touches its memory any more.
   void cancel(CollectiveId id);
 
+  // Memory of the GPU that the call needs for its execution; 0 for one that is refused.
+  std::uint64_t scratch_bytes(GroupId group, const TentCollectiveCall& call);
+  // A step that TentCompute was given: see c_api.h.
+  void computed(const TentStep& step, std::uint64_t stream, const Status& status);
+
   // From now on it is heard when a rank aborts the group.
   void listen(GroupId group);
   // A rank has aborted the group: it takes no more messages. Called from a continuation.

@@ -55,8 +55,9 @@ std::shared_ptr<const Plan> PlanCache::find(const CollectiveShape& shape, const 
   return made;
 }
 
-Execution::Execution(Transfers& transfers, Owner& owner, const RankMap& ranks, std::string name)
-    : transfers_(transfers), owner_(owner), ranks_(ranks), name_(std::move(name)) {}
+Execution::Execution(Transfers& transfers, Owner& owner, const RankMap& ranks, std::string name,
+                     std::uint64_t id)
+    : transfers_(transfers), owner_(owner), ranks_(ranks), name_(std::move(name)), id_(id) {}
 
 Execution::~Execution() {
   if (scratch_pool_ != nullptr) scratch_pool_->give_back(std::move(scratch_));
@@ -68,23 +69,44 @@ void Execution::start(std::shared_ptr<const Plan> plan, Buffers buffers, const M
   buffers_ = std::move(buffers);
   mail_ = mail;
   started_ = transfers_.now();
-  scratch_pool_ = &scratch;
-  scratch_ = scratch.take(plan_->schedule.scratch_bytes);
+  if (!on_gpu()) {
+    scratch_pool_ = &scratch;
+    scratch_ = scratch.take(plan_->schedule.scratch_bytes);
+  }
   const std::size_t count = plan_->schedule.steps.size();
   waits_for_ = plan_->waits_for;
   flights_ = std::vector<Flight>(count);
   left_ = std::uint32_t(count);
+  wait_for_all_ |= on_gpu();
   awaited_ = wait_for_all_ ? left_ : plan_->awaited;
   ready_.reserve(count);
   for (std::uint32_t i = 0; i < count; ++i)
     if (waits_for_[i] == 0) ready_.push_back(i);
+  if (!on_gpu()) return advance();
+  gate_.execution = this;
+  gate_.closed = true;
+  ++flying_;
+  transfers_.after(Device(buffers_.place.device), buffers_.place.stream, &gate_);
+}
+
+void Execution::expire_at_gate() {
+  fail({Code::Timeout,
+        where() + ": Timed out after " + in_seconds(transfers_.now() - started_) +
+            ", waiting for the work that was queued on the GPU's stream before the call",
+        ""});
+}
+
+void Execution::reached(const Status& status) {
+  gate_.closed = false;
+  --flying_;
+  if (!status.ok() && status_.ok()) status_ = {status.code, where() + ": " + status.text, ""};
   advance();
 }
 
 void Execution::fail(const Status& why) {
   if (status_.ok()) status_ = why;
   for (Flight& flight : flights_)
-    if (flight.flying) transfers_.cancel(flight.id);
+    if (flight.flying && flight.id != 0) transfers_.cancel(flight.id);
   if (!advancing_) settle_if_due();
 }
 
@@ -97,17 +119,17 @@ std::uint64_t Execution::address(const Place& place) const {
     case Space::Scratch:
       break;
   }
-  return scratch_.address() + place.offset;
+  return (on_gpu() ? buffers_.compute.scratch.address : scratch_.address()) + place.offset;
 }
 
 bool Execution::touches_caller(const Step& step) const {
-  return (step.kind == StepKind::Send ? step.left : step.to).space != Space::Scratch;
+  return on_gpu() || (step.kind == StepKind::Send ? step.left : step.to).space != Space::Scratch;
 }
 
 void Execution::advance() {
   if (advancing_) return;
   advancing_ = true;
-  while (status_.ok() && next_ready_ < ready_.size()) begin(ready_[next_ready_++]);
+  while (status_.ok() && !gate_.closed && next_ready_ < ready_.size()) begin(ready_[next_ready_++]);
   advancing_ = false;
   settle_if_due();
 }
@@ -116,32 +138,73 @@ void Execution::begin(std::uint32_t number) {
   const Schedule& schedule = plan_->schedule;
   const Step& step = schedule.steps[number];
   if (step.kind == StepKind::Send || step.kind == StepKind::Recv) {
-    Flight& flight = flights_[number];
-    flight.execution = this;
-    flight.step = number;
-    flight.flying = true;
-    ++flying_;
-    flying_caller_ += touches_caller(step);
+    Flight& flight = take_off(number);
     const PeerId peer = ranks_.peers[std::size_t(step.peer)];
     const std::uint64_t tag = mail_.tag << kChannelBits | step.channel;
-    flight.id = step.kind == StepKind::Send
-                    ? transfers_.send(peer, mail_.context, tag, address(step.left), step.bytes,
-                                      mail_.expires, &flight)
-                    : transfers_.recv(peer, mail_.context, tag, address(step.to), step.bytes,
-                                      mail_.expires, &flight);
+    const bool is_send = step.kind == StepKind::Send;
+    const Memory memory{address(is_send ? step.left : step.to), step.bytes,
+                        Device(buffers_.place.device)};
+    flight.id = is_send ? transfers_.send(peer, mail_.context, tag, memory, mail_.expires, &flight)
+                        : transfers_.recv(peer, mail_.context, tag, memory, mail_.expires, &flight);
     return;
   }
+  const bool is_nothing =
+      step.bytes == 0 || (step.kind == StepKind::Copy && address(step.to) == address(step.left));
+  if (!is_nothing && on_gpu()) return give_away(number);
+  if (!is_nothing) do_here(step);
+  complete(number);
+}
+
+Execution::Flight& Execution::take_off(std::uint32_t number) {
+  Flight& flight = flights_[number];
+  flight.execution = this;
+  flight.step = number;
+  flight.flying = true;
+  ++flying_;
+  flying_caller_ += touches_caller(plan_->schedule.steps[number]);
+  return flight;
+}
+
+void Execution::give_away(std::uint32_t number) {
+  const Schedule& schedule = plan_->schedule;
+  const Step& step = schedule.steps[number];
+  take_off(number);
+  const std::int32_t kind = step.kind == StepKind::Reduce   ? TENT_COMBINE
+                            : step.kind == StepKind::Divide ? TENT_DIVIDE
+                                                            : TENT_COPY;
+  const TentStep given{kind,
+                       schedule.reduce,
+                       schedule.dtype,
+                       schedule.ranks,
+                       address(step.to),
+                       address(step.left),
+                       address(step.right),
+                       step.bytes,
+                       id_,
+                       number};
+  buffers_.compute.start(buffers_.compute.context, &given);
+}
+
+void Execution::computed(std::uint32_t step, std::uint64_t stream, const Status& status) {
+  Flight& flight = flights_[step];
+  if (status.ok()) return transfers_.after(Device(buffers_.place.device), stream, &flight);
+  Report report;
+  report.status = status;
+  flight_ended(flight, report);
+}
+
+void Execution::do_here(const Step& step) {
+  const Schedule& schedule = plan_->schedule;
   void* to = pointer(address(step.to));
   if (step.kind == StepKind::Copy) {
     const void* from = pointer(address(step.left));
-    if (to != from && step.bytes > 0) std::memcpy(to, from, step.bytes);
+    std::memcpy(to, from, step.bytes);
   } else if (step.kind == StepKind::Reduce) {
     combine(schedule.reduce, schedule.dtype, to, pointer(address(step.left)),
             pointer(address(step.right)), step.bytes);
   } else {
     divide(schedule.dtype, to, step.bytes, schedule.ranks);
   }
-  complete(number);
 }
 
 void Execution::complete(std::uint32_t number) {
@@ -174,15 +237,21 @@ void Execution::flight_ended(Flight& flight, const Report& report) {
   advance();
 }
 
+std::string Execution::where() const {
+  return name_ + " on rank " + std::to_string(ranks_.rank) + " of " + std::to_string(ranks_.size);
+}
+
 // The error that the caller gets: which rank, and why.
 void Execution::describe(const Step& step, const Status& cause) {
-  const std::string where =
-      name_ + " on rank " + std::to_string(ranks_.rank) + " of " + std::to_string(ranks_.size);
+  if (step.peer < 0) {
+    status_ = {cause.code, where() + ": computing on the GPU failed: " + cause.text, ""};
+    return;
+  }
   if (cause.code == Code::Timeout) {
     std::set<std::int32_t> silent{step.peer};
     for (const Flight& flight : flights_)
-      if (flight.flying) silent.insert(plan_->schedule.steps[flight.step].peer);
-    std::string text = where + ": Timed out after " + in_seconds(transfers_.now() - started_) +
+      if (flight.flying && flight.id != 0) silent.insert(plan_->schedule.steps[flight.step].peer);
+    std::string text = where() + ": Timed out after " + in_seconds(transfers_.now() - started_) +
                        ", waiting for rank";
     for (std::int32_t rank : silent)
       text += (rank == *silent.begin() ? " " : ", ") + std::to_string(rank);
@@ -192,13 +261,13 @@ void Execution::describe(const Step& step, const Status& cause) {
   const std::string who = "rank " + std::to_string(step.peer);
   if (cause.code == Code::PeerLost) {
     lost_rank_ = step.peer;
-    status_ = {cause.code, where + ": " + who + " is lost: " + cause.text, cause.rail};
+    status_ = {cause.code, where() + ": " + who + " is lost: " + cause.text, cause.rail};
     return;
   }
   const bool is_send = step.kind == StepKind::Send;
   status_ = {
       cause.code,
-      where + (is_send ? ": sending to " : ": receiving from ") + who + " failed: " + cause.text,
+      where() + (is_send ? ": sending to " : ": receiving from ") + who + " failed: " + cause.text,
       cause.rail};
 }
 

@@ -15,7 +15,7 @@ std::uint64_t address_of(const void* memory) { return reinterpret_cast<std::uint
 void Notices::listen() {
   if (is_listening_ || closed_ || ranks_.size < 2) return;
   is_listening_ = true;
-  listening_ = transfers_.recv(kAnyPeer, context_, 0, address_of(&incoming_), sizeof incoming_,
+  listening_ = transfers_.recv(kAnyPeer, context_, 0, {address_of(&incoming_), sizeof incoming_},
                                kNever, this);
 }
 
@@ -25,9 +25,9 @@ void Notices::tell_all(std::int32_t lost_rank, const std::string& why) {
   std::memcpy(notice->text, why.data(), std::min(why.size(), sizeof notice->text - 1));
   for (std::int32_t rank = 0; rank < ranks_.size; ++rank) {
     if (rank == ranks_.rank || rank == lost_rank) continue;
-    const TransferId id =
-        transfers_.send(ranks_.peers[std::size_t(rank)], context_, 0, address_of(notice.get()),
-                        sizeof(Notice), transfers_.now() + kTellingMax, this);
+    const TransferId id = transfers_.send(ranks_.peers[std::size_t(rank)], context_, 0,
+                                          {address_of(notice.get()), sizeof(Notice)},
+                                          transfers_.now() + kTellingMax, this);
     outgoing_.emplace(id, notice);
   }
 }

@@ -14,9 +14,9 @@ void RollCall::start() {
   const TimeNs expires = started_ + kPatience;
   for (std::int32_t rank = 0; rank < ranks_.size; ++rank) {
     if (rank == ranks_.rank) continue;
-    const TransferId id = transfers_.send(ranks_.peers[std::size_t(rank)], context_, 0,
-                                          reinterpret_cast<std::uint64_t>(&question_),
-                                          sizeof question_, expires, this);
+    const TransferId id = transfers_.send(
+        ranks_.peers[std::size_t(rank)], context_, 0,
+        {reinterpret_cast<std::uint64_t>(&question_), sizeof question_}, expires, this);
     asked_.emplace(id, rank);
     answered_.emplace(rank, false);
   }

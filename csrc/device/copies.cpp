@@ -160,18 +160,25 @@ void DeviceCopies::finish(CopyId id) {
   }
 }
 
+Status DeviceCopies::why_not_after(Device device, std::uint64_t stream) {
+  Used& used = devices_.at(device);
+  const OnGpu on(*used.gpu);
+  int capturing = kCudaCaptureNone;
+  const CudaResult asked =
+      used.gpu->api().stream_capturing(reinterpret_cast<CudaStream>(stream), &capturing);
+  if (asked == kCudaCaptureImplicit || (asked == kCudaSuccess && capturing != kCudaCaptureNone)) {
+    return {Code::Failed, kCapturing, ""};
+  }
+  return used.gpu->cuda().check(asked, "looking at the current stream");
+}
+
 Status DeviceCopies::mark(Device device, std::uint64_t stream, CopyId& id) {
   Used& used = devices_.at(device);
   const OnGpu on(*used.gpu);
   const CudaApi& api = used.gpu->api();
   const auto queue = reinterpret_cast<CudaStream>(stream);
   id = 0;
-  int capturing = kCudaCaptureNone;
-  const CudaResult asked = api.stream_capturing(queue, &capturing);
-  if (asked == kCudaCaptureImplicit || (asked == kCudaSuccess && capturing != kCudaCaptureNone)) {
-    return {Code::Failed, kCapturing, ""};
-  }
-  Status status = used.gpu->cuda().check(asked, "looking at the current stream");
+  Status status = why_not_after(device, stream);
   CudaEvent event = nullptr;
   if (status.ok()) status = record(used, queue, event);
   if (!status.ok()) return status;

@@ -42,6 +42,7 @@ class DeviceCopies {
   void finish(CopyId id);
   // Reported when the work that is queued on the stream now has been done; 0: it has been already.
   Status mark(Device device, std::uint64_t stream, CopyId& id);
+  Status why_not_after(Device device, std::uint64_t stream);  // as mark() would say
   void poll(std::vector<Ended>& ended);
   std::size_t running() const { return running_; }  // copies, without marks
 

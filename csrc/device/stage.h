@@ -19,6 +19,14 @@ namespace tent {
 // in, so that two ends which both wait for memory cannot wait for each other.
 inline constexpr std::uint64_t kPinnedBytesEachWay = 32u << 20;
 
+class Continuation;  // engine/transfers.h
+
+// What waits for a stream of the caller's.
+struct Mark {
+  TransferId transfer;  // 0: `then` does
+  Continuation* then;
+};
+
 class DeviceStage {
  public:
   DeviceStage(Node& node, bool checksum, int wait_set, std::function<PeerId(LinkId)> peer_of)
@@ -57,7 +65,7 @@ class DeviceStage {
   OutgoingSlices out;
   IncomingSlices in;
   DirectCopies direct;
-  std::unordered_map<CopyId, TransferId> marks;  // transfers that wait for the caller's stream
+  std::unordered_map<CopyId, Mark> marks;
 
  private:
   static constexpr TimeNs kCopyLook = 20 * kMicrosecond, kMarkLook = 50 * kMicrosecond;

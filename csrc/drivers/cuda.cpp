@@ -6,6 +6,8 @@
 #include <mutex>
 #include <utility>
 
+#include "core/layout.h"
+
 namespace tent {
 namespace {
 
@@ -65,6 +67,11 @@ const Cuda* Cuda::load(const std::string& library, std::string& why) {
   return known.cuda;
 }
 
+const Cuda* Cuda::load_once(std::string& why) {
+  const Cuda* before = loaded();
+  return before != nullptr ? before : load("libcuda.so.1", why);
+}
+
 const Cuda* Cuda::loaded() {
   Found& known = found();
   const std::lock_guard lock(known.mutex);
@@ -90,6 +97,33 @@ std::uint64_t Cuda::key(int device) const {
   std::uint64_t sum = 0xcbf29ce484222325;  // FNV-1a
   for (const char digit : uuid(device)) sum = (sum ^ std::uint8_t(digit)) * 0x100000001b3;
   return uuid(device).empty() ? 0 : sum;
+}
+
+int Cuda::device_of(std::uint64_t address) const {
+  unsigned kind = 0;
+  int device = 0;
+  if (api_.pointer_attribute(&kind, kCudaPointerMemoryType, address) != kCudaSuccess ||
+      kind != kCudaMemoryTypeDevice ||
+      api_.pointer_attribute(&device, kCudaPointerDeviceOrdinal, address) != kCudaSuccess) {
+    return kHost;
+  }
+  return device;
+}
+
+std::string Cuda::why_not_on(int device, std::uint64_t address, std::uint64_t bytes) const {
+  if (device < 0 || device >= devices_) {
+    return "cuda:" + std::to_string(device) + " is not visible to this process, which sees " +
+           std::to_string(devices_) + " GPU(s)";
+  }
+  if (bytes == 0) return "";
+  for (const std::uint64_t each : {address, address + bytes - 1}) {
+    const int found = device_of(each);
+    if (found == device) continue;
+    return "memory that should be on cuda:" + std::to_string(device) +
+           (found == kHost ? " is not known to the CUDA driver: was its storage freed or resized?"
+                           : " is on cuda:" + std::to_string(found));
+  }
+  return "";
 }
 
 bool Cuda::can_read(int device, int other) const {

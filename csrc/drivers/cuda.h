@@ -19,6 +19,8 @@ class Cuda {
   // library is tried only where there was none. Null, with the reason and what to do in `why`,
   // where there is no driver or no GPU.
   static const Cuda* load(const std::string& library, std::string& why);
+  // What load() found before, else what it finds under the usual name.
+  static const Cuda* load_once(std::string& why);
   // What load() found before; null: nobody asked.
   static const Cuda* loaded();
 
@@ -27,6 +29,10 @@ class Cuda {
   std::string uuid(int device) const;  // 32 hex digits; "" where the driver does not say
   // The same for all processes that see this GPU, under whatever number; 0: the driver is silent.
   std::uint64_t key(int device) const;
+  // Why memory is not this device's; "" where it is.
+  std::string why_not_on(int device, std::uint64_t address, std::uint64_t bytes) const;
+  // Whose memory an address is; kHost where the driver knows of no GPU's.
+  int device_of(std::uint64_t address) const;
   // Whether copies that run on a device can read another one's memory.
   bool can_read(int device, int other) const;
   // Ok, or what failed in words.

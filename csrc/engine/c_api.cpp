@@ -8,6 +8,7 @@
 #include <stdexcept>
 #include <utility>
 
+#include "drivers/cuda.h"
 #include "engine/clock.h"
 #include "engine/engine.h"
 #include "engine/works.h"
@@ -16,6 +17,13 @@ namespace tent {
 namespace {
 
 TimeNs until_of(std::int64_t timeout_ns) { return expiry(now_ns(), timeout_ns); }
+
+void copy_text(const std::string& from, char* to, std::size_t bytes) {
+  if (to == nullptr || bytes == 0) return;
+  const std::size_t length = std::min(from.size(), bytes - 1);
+  std::memcpy(to, from.data(), length);
+  to[length] = 0;
+}
 
 TentWork* refused(TentEngine* owner, Code code, const std::string& why) {
   auto* work = new TentWork;
@@ -45,7 +53,7 @@ TentWork* begin_in(TentEngine* owner, GroupId id,
 }
 
 TentWork* message(TentEngine* owner, GroupId group_id, Request::Op op, std::int32_t rank,
-                  std::uint64_t tag, TentBuffer buffer, std::int64_t timeout_ns) {
+                  std::uint64_t tag, TentBuffer buffer, TentPlace place, std::int64_t timeout_ns) {
   return begin_in(owner, group_id, [&](Held& held, std::shared_ptr<WorkGroup> group) {
     const RankMap& ranks = group->ranks;
     const bool any = op == Request::Op::Recv && rank < 0;
@@ -62,7 +70,8 @@ TentWork* message(TentEngine* owner, GroupId group_id, Request::Op op, std::int3
     request.peer = any ? kAnyPeer : ranks.peers[std::size_t(rank)];
     request.context = ranks.context;
     request.tag = tag;
-    request.local = Layout::contiguous(buffer.address, buffer.bytes);
+    request.local =
+        Layout::contiguous(buffer.address, buffer.bytes, Device(place.device), place.stream);
     request.expires = until_of(timeout_ns);
     return new TentWork{owner, held->start(std::move(request)), std::move(group), 0};
   });
@@ -126,13 +135,13 @@ void group_abort(TentEngine* owner, std::uint64_t group, const char* why) {
 }
 
 TentWork* send(TentEngine* owner, std::uint64_t group, std::int32_t to, std::uint64_t tag,
-               TentBuffer buffer, std::int64_t timeout_ns) {
-  return message(owner, group, Request::Op::Send, to, tag, buffer, timeout_ns);
+               TentBuffer buffer, TentPlace place, std::int64_t timeout_ns) {
+  return message(owner, group, Request::Op::Send, to, tag, buffer, place, timeout_ns);
 }
 
 TentWork* recv(TentEngine* owner, std::uint64_t group, std::int32_t from, std::uint64_t tag,
-               TentBuffer buffer, std::int64_t timeout_ns) {
-  return message(owner, group, Request::Op::Recv, from, tag, buffer, timeout_ns);
+               TentBuffer buffer, TentPlace place, std::int64_t timeout_ns) {
+  return message(owner, group, Request::Op::Recv, from, tag, buffer, place, timeout_ns);
 }
 
 TentWork* collective(TentEngine* owner, std::uint64_t group_id, const TentCollectiveCall* call) {
@@ -146,6 +155,43 @@ TentWork* collective(TentEngine* owner, std::uint64_t group_id, const TentCollec
         });
     return work;
   });
+}
+
+std::uint64_t scratch_bytes(TentEngine* owner, std::uint64_t group,
+                            const TentCollectiveCall* call) {
+  try {
+    const Held held = owner->engine.hold();
+    return owner->collectives.scratch_bytes(group, *call);
+  } catch (const std::exception&) {  // closed: the call itself says so
+    return 0;
+  }
+}
+
+void computed(TentEngine* owner, const TentStep* step, std::uint64_t stream, const char* error) {
+  const Status status{error ? Code::Failed : Code::Ok, error ? error : "", ""};
+  try {
+    const Held held = owner->engine.hold();
+    owner->collectives.computed(*step, stream, status);
+  } catch (const std::exception&) {  // closed: nobody waits for it any more
+  }
+}
+
+int can_use(TentEngine* owner, TentPlace place, const TentBuffer* buffers, std::size_t count,
+            char* why, std::size_t why_bytes) {
+  std::string reason;
+  const Cuda* cuda = Cuda::load_once(reason);
+  for (std::size_t i = 0; cuda != nullptr && reason.empty() && i < count; ++i)
+    reason = cuda->why_not_on(place.device, buffers[i].address, buffers[i].bytes);
+  if (reason.empty()) {
+    try {
+      Held held = owner->engine.hold();
+      reason = held->why_not_after(Device(place.device), place.stream).text;
+    } catch (const std::exception& error) {
+      reason = error.what();
+    }
+  }
+  copy_text(reason, why, why_bytes);
+  return reason.empty();
 }
 
 int done(TentWork* work) { return work->operation->ready(); }
@@ -183,11 +229,7 @@ std::int32_t status(TentWork* work, char* text, std::size_t text_bytes, std::int
     const auto from = std::find(peers.begin(), peers.end(), report.peer);
     if (source && from != peers.end()) *source = std::int32_t(from - peers.begin());
   }
-  if (text && text_bytes != 0) {
-    const std::size_t length = std::min(why.size(), text_bytes - 1);
-    std::memcpy(text, why.data(), length);
-    text[length] = 0;
-  }
+  copy_text(why, text, text_bytes);
   return std::int32_t(report.status.code);
 }
 
@@ -248,9 +290,9 @@ void storage_gone(TentStorage* storage) {
 
 const TentApi& c_functions() {
   static const TentApi api{
-      TENT_API_VERSION, nullptr,     group_create, group_destroy, group_abort, send,      recv,
-      collective,       done,        wait,         status,        cancel,      when_done, release,
-      storage_used,     storage_gone};
+      TENT_API_VERSION, nullptr,       group_create, group_destroy, group_abort, send, recv,
+      collective,       scratch_bytes, computed,     can_use,       done,        wait, status,
+      cancel,           when_done,     release,      storage_used,  storage_gone};
   return api;
 }
 

@@ -11,7 +11,7 @@
 extern "C" {
 #endif
 
-#define TENT_API_VERSION 2
+#define TENT_API_VERSION 3
 
 typedef struct TentEngine TentEngine;
 
@@ -25,6 +25,14 @@ typedef struct {
   uint64_t address;
   uint64_t bytes;
 } TentBuffer;
+
+/* Whose memory buffers are in. */
+typedef struct {
+  int32_t device;  /* a GPU, as the driver counts them here; TENT_HOST: ordinary memory */
+  uint64_t stream; /* of the GPU: buffers are touched after what it has queued until the call */
+} TentPlace;
+
+#define TENT_HOST (-1)
 
 enum TentDtype { /* the reductions know these */
                  TENT_U8,
@@ -65,6 +73,28 @@ enum TentCollective {
   TENT_BARRIER
 };
 
+enum TentStepKind {
+  TENT_COMBINE, /* to = reduce(left, right); `to` may be one of them */
+  TENT_DIVIDE,  /* to = to / by; integers round towards zero */
+  TENT_COPY     /* to = left */
+};
+
+/* What is to be computed on a GPU for a collective; TENT_AVG adds. */
+typedef struct {
+  int32_t kind, reduce, dtype, by;
+  uint64_t to, left, right, bytes; /* addresses */
+  uint64_t collective;             /* for `computed`, with the number */
+  uint32_t number;
+} TentStep;
+
+/* Who computes on the GPU: the engine has no kernels. `start` only takes note of the step: the
+ * engine lock is held. Another thread queues it on a stream of the device and calls `computed`. */
+typedef struct {
+  void* context;
+  void (*start)(void* context, const TentStep*);
+  TentBuffer scratch; /* memory of the device: as much as scratch_bytes has said */
+} TentCompute;
+
 /* One collective of this rank. `inputs` and `outputs` have one buffer per rank where the collective
  * has pieces per rank (sizes may differ), else one. Buffers are contiguous. An in-place call gives
  * the same address in both. */
@@ -76,6 +106,8 @@ typedef struct {
   size_t output_count;
   uint64_t tag; /* the same on all ranks, never used twice in the context */
   int64_t timeout_ns;
+  TentPlace place;     /* of all buffers */
+  TentCompute compute; /* not for TENT_HOST; all that it names lives until the work has ended */
 } TentCollectiveCall;
 
 typedef struct {
@@ -87,12 +119,20 @@ typedef struct {
   void (*group_destroy)(TentEngine*, uint64_t group);
   /* Ends every outstanding work of the group with an error, at once. */
   void (*group_abort)(TentEngine*, uint64_t group, const char* why);
-  TentWork* (*send)(TentEngine*, uint64_t group, int32_t to, uint64_t tag, TentBuffer,
+  TentWork* (*send)(TentEngine*, uint64_t group, int32_t to, uint64_t tag, TentBuffer, TentPlace,
                     int64_t timeout_ns);
   /* from < 0: any rank */
-  TentWork* (*recv)(TentEngine*, uint64_t group, int32_t from, uint64_t tag, TentBuffer,
+  TentWork* (*recv)(TentEngine*, uint64_t group, int32_t from, uint64_t tag, TentBuffer, TentPlace,
                     int64_t timeout_ns);
   TentWork* (*collective)(TentEngine*, uint64_t group, const TentCollectiveCall*);
+  /* Memory that the call needs beside its buffers; 0 for one that makes no sense. */
+  uint64_t (*scratch_bytes)(TentEngine*, uint64_t group, const TentCollectiveCall*);
+  /* The step is queued on the stream of the collective's device; `error`: it is not, and why. */
+  void (*computed)(TentEngine*, const TentStep*, uint64_t stream, const char* error);
+  /* Whether buffers of a GPU can be used now, and the stream is not being captured; opens the
+   * driver and the device the first time. 1, or 0 and why. */
+  int (*can_use)(TentEngine*, TentPlace, const TentBuffer*, size_t count, char* why,
+                 size_t why_bytes);
   int (*done)(TentWork*);
   /* Drives the engine; timeout_ns < 0: until it ends. 1 when ended, 0 when the time passed. */
   int (*wait)(TentWork*, int64_t timeout_ns);

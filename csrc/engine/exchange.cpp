@@ -108,6 +108,8 @@ void Exchange::settle() {
       take_down();
     } else if (!ended_.empty()) {
       finish_ended();
+    } else if (!reached_.empty()) {
+      go_on();
     } else if (!stirred_) {
       if (devices_) devices_->set_alarm();
       return;
@@ -226,10 +228,9 @@ void Exchange::watch(const OperationRef& operation, Watch watch) {
 
 TimeNs Exchange::now() const { return now_ns(); }
 
-TransferId Exchange::launch(Request request, std::uint64_t address, std::uint64_t bytes,
-                            Continuation* then) {
+TransferId Exchange::launch(Request request, const Memory& memory, Continuation* then) {
   request.id = node_.next_id();
-  request.local = Layout::contiguous(address, bytes);
+  request.local = Layout::contiguous(memory.address, memory.bytes, memory.device);
   const TransferId id = request.id;
   operations.follow(request, then);
   hold(request);
@@ -239,15 +240,13 @@ TransferId Exchange::launch(Request request, std::uint64_t address, std::uint64_
 }
 
 TransferId Exchange::send(PeerId peer, std::uint64_t context, std::uint64_t tag,
-                          std::uint64_t address, std::uint64_t bytes, TimeNs expires,
-                          Continuation* then) {
-  return launch(message(Request::Op::Send, peer, context, tag, expires), address, bytes, then);
+                          const Memory& memory, TimeNs expires, Continuation* then) {
+  return launch(message(Request::Op::Send, peer, context, tag, expires), memory, then);
 }
 
 TransferId Exchange::recv(PeerId peer, std::uint64_t context, std::uint64_t tag,
-                          std::uint64_t address, std::uint64_t bytes, TimeNs expires,
-                          Continuation* then) {
-  return launch(message(Request::Op::Recv, peer, context, tag, expires), address, bytes, then);
+                          const Memory& memory, TimeNs expires, Continuation* then) {
+  return launch(message(Request::Op::Recv, peer, context, tag, expires), memory, then);
 }
 
 void Exchange::cancel(TransferId id) { node().cancel(id, Code::Cancelled, now_ns()); }

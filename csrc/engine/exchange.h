@@ -71,6 +71,8 @@ class Exchange final : public Transfers, private Outbox, private Receiver {
   OperationRef start(Request request);
   // Makes transfers from and to the device's memory possible; takes some milliseconds at first.
   Status open_device(Device device);
+  // Whether work can go after that of a stream: not where it is being captured.
+  Status why_not_after(Device device, std::uint64_t stream);
   // Whether bytes of the segment are still being copied from or to a GPU.
   bool copying(SegmentId segment) const;
   // Waits until no copy goes on, bounded, and gives all of the GPUs back. No link may be up.
@@ -79,10 +81,11 @@ class Exchange final : public Transfers, private Outbox, private Receiver {
 
   // Transfers: what collectives use.
   TimeNs now() const override;
-  TransferId send(PeerId peer, std::uint64_t context, std::uint64_t tag, std::uint64_t address,
-                  std::uint64_t bytes, TimeNs expires, Continuation* then) override;
-  TransferId recv(PeerId peer, std::uint64_t context, std::uint64_t tag, std::uint64_t address,
-                  std::uint64_t bytes, TimeNs expires, Continuation* then) override;
+  TransferId send(PeerId peer, std::uint64_t context, std::uint64_t tag, const Memory& memory,
+                  TimeNs expires, Continuation* then) override;
+  TransferId recv(PeerId peer, std::uint64_t context, std::uint64_t tag, const Memory& memory,
+                  TimeNs expires, Continuation* then) override;
+  void after(Device device, std::uint64_t stream, Continuation* then) override;
   void cancel(TransferId id) override;
   void remind(TimeNs when, std::function<void()> then) override;
 
@@ -156,9 +159,9 @@ class Exchange final : public Transfers, private Outbox, private Receiver {
   void send_out();
   void take_down();
   void finish_ended();
+  void go_on();
   RailRef rail_of(LinkId link);  // of a link that is up or was so lately
-  TransferId launch(Request request, std::uint64_t address, std::uint64_t bytes,
-                    Continuation* then);
+  TransferId launch(Request request, const Memory& memory, Continuation* then);
   void stir() { stirred_ = due_soon_ = true; }
   bool poll_devices();
   bool poll_cuda_ipc();
@@ -196,6 +199,7 @@ class Exchange final : public Transfers, private Outbox, private Receiver {
   std::vector<Down> downs_;
   std::vector<Report> ended_;
   std::vector<Report> copying_;  // ended, but a GPU still copies their bytes
+  std::vector<std::pair<Continuation*, Status>> reached_;  // streams did what was waited for
 
   TimeNs due_ = 0, busy_at_ = 0;
   TimeNs remind_at_ = kNever;

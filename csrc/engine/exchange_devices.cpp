@@ -11,6 +11,8 @@ namespace tent {
 namespace {
 constexpr TimeNs kLastCopies = 10 * kSecond;
 constexpr TimeNs kWishAgain = 1 * kSecond;
+const Status kNeverReached{Code::Cancelled, "the engine was closed while a stream was waited for",
+                           ""};
 }  // namespace
 
 Status Exchange::open_device(Device device) {
@@ -83,7 +85,35 @@ void Exchange::order(Request& request) {
   if (!status.ok()) throw std::runtime_error(status.text);
   if (mark == 0) return;
   request.held = true;
-  devices_->marks.emplace(mark, request.id);
+  devices_->marks.emplace(mark, Mark{request.id, nullptr});
+}
+
+Status Exchange::why_not_after(Device device, std::uint64_t stream) {
+  const Status status = open_device(device);
+  return status.ok() ? devices_->copies.why_not_after(device, stream) : status;
+}
+
+void Exchange::after(Device device, std::uint64_t stream, Continuation* then) {
+  Status status = open_device(device);
+  CopyId mark = 0;
+  if (status.ok()) status = devices_->copies.mark(device, stream, mark);
+  if (mark != 0) {
+    devices_->marks.emplace(mark, Mark{0, then});
+  } else {
+    reached_.emplace_back(then, std::move(status));
+  }
+  stir();
+}
+
+void Exchange::go_on() {
+  std::vector<std::pair<Continuation*, Status>> reached;
+  reached.swap(reached_);
+  for (auto& [then, status] : reached) {
+    Report report;
+    report.status = std::move(status);
+    then->ended(0, report);
+  }
+  stir();
 }
 
 bool Exchange::poll_devices() {
@@ -101,9 +131,12 @@ bool Exchange::poll_devices() {
     } else if (devices.out.copied(id, status)) {
       if (!status.ok()) node_.source_failed(flow, status, now);
     } else if (!devices.in.copied(id, status, now)) {
-      const auto mark = devices.marks.find(id);
-      status.ok() ? node_.release(mark->second, now) : node_.fail(mark->second, status, now);
-      devices.marks.erase(mark);
+      const Mark mark = devices.marks.extract(id).mapped();
+      if (mark.then != nullptr) {
+        reached_.emplace_back(mark.then, status);
+      } else {
+        status.ok() ? node_.release(mark.transfer, now) : node_.fail(mark.transfer, status, now);
+      }
     }
   }
   devices.in.advance();
@@ -148,6 +181,9 @@ void Exchange::end_copies() {
   }
   poll_devices();
   if (devices_->copies.running() != 0) return;
+  for (const auto& [id, mark] : devices_->marks) {
+    if (mark.then != nullptr) reached_.emplace_back(mark.then, kNeverReached);
+  }
   cuda_ipc_.attach(nullptr);
   devices_.reset();
 }

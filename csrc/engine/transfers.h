@@ -14,8 +14,14 @@
 
 namespace tent {
 
-// Hears of the end of a transfer that it started: exactly once, cancelled ones included. It must
-// stay alive until then.
+// Bytes of this process: ordinary memory, or a GPU's.
+struct Memory {
+  std::uint64_t address = 0, bytes = 0;
+  Device device = kHost;
+};
+
+// Hears of the end of what it started: exactly once, cancelled transfers included. It must stay
+// alive until then.
 class Continuation {
  public:
   virtual ~Continuation() = default;
@@ -26,14 +32,16 @@ class Transfers {
  public:
   virtual ~Transfers() = default;
   virtual TimeNs now() const = 0;
-  // `expires` is an absolute time (kNever: none). Memory belongs to the engine until `ended`.
+  // `expires` is an absolute time (kNever: none). Memory belongs to the engine until `ended`, at
+  // once: what a GPU's streams have queued on it must be over.
   virtual TransferId send(PeerId peer, std::uint64_t context, std::uint64_t tag,
-                          std::uint64_t address, std::uint64_t bytes, TimeNs expires,
-                          Continuation* then) = 0;
+                          const Memory& memory, TimeNs expires, Continuation* then) = 0;
   // `peer` may be kAnyPeer; the report names the sender.
   virtual TransferId recv(PeerId peer, std::uint64_t context, std::uint64_t tag,
-                          std::uint64_t address, std::uint64_t bytes, TimeNs expires,
-                          Continuation* then) = 0;
+                          const Memory& memory, TimeNs expires, Continuation* then) = 0;
+  // `then` hears, with id 0, when what this stream of a GPU has queued until now is over. Nothing
+  // ends that earlier. When it cannot be known `then` hears the reason.
+  virtual void after(Device device, std::uint64_t stream, Continuation* then) = 0;
   // A no-op for a transfer that has ended. `ended` still comes, after the fence.
   virtual void cancel(TransferId id) = 0;
   // Calls `then` once, at that time or soon after it. There is one reminder: it replaces the last.

@@ -2,6 +2,8 @@
 // delivers in any order: what happens next is drawn from what could happen. Built and driven by
 // Python tests. A send ends only when its receive was open and the bytes were copied, or at once
 // when the network happens to buffer it; both occur, so that schedules can rely on neither.
+#include "collectives.h"
+
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
@@ -13,31 +15,16 @@
 #include <map>
 #include <memory>
 #include <random>
-#include <tuple>
 #include <utility>
 
-#include "collectives/collectives.h"
 #include "collectives/reduce.h"
-
-namespace py = pybind11;
-using namespace tent;
 
 namespace {
 
+constexpr std::uint64_t kMine = 1, kTheirs = 2;  // streams: the caller's, those of who computes
+
 using Buffer = std::pair<std::uint64_t, std::uint64_t>;  // address, bytes
 using Buffers2 = std::vector<Buffer>;
-
-struct Message {  // one open transfer
-  TransferId id;
-  std::int32_t rank, peer;  // whose it is; the other one, -1: any
-  bool is_send;
-  std::uint64_t context, tag, address, bytes;
-  TimeNs expires;
-  Continuation* then;
-  std::vector<std::uint8_t> buffered;  // of a send whose sender may have gone on
-  bool ended = false;                  // its owner was told, or will be
-};
-using MessageRef = std::shared_ptr<Message>;
 
 class World;
 
@@ -45,10 +32,11 @@ class Port final : public Transfers {  // one rank's view of the network
  public:
   Port(World& world, std::int32_t rank) : world_(world), rank_(rank) {}
   TimeNs now() const override;
-  TransferId send(PeerId peer, std::uint64_t context, std::uint64_t tag, std::uint64_t address,
-                  std::uint64_t bytes, TimeNs expires, Continuation* then) override;
-  TransferId recv(PeerId peer, std::uint64_t context, std::uint64_t tag, std::uint64_t address,
-                  std::uint64_t bytes, TimeNs expires, Continuation* then) override;
+  TransferId send(PeerId peer, std::uint64_t context, std::uint64_t tag, const Memory& memory,
+                  TimeNs expires, Continuation* then) override;
+  TransferId recv(PeerId peer, std::uint64_t context, std::uint64_t tag, const Memory& memory,
+                  TimeNs expires, Continuation* then) override;
+  void after(Device device, std::uint64_t stream, Continuation* then) override;
   void cancel(TransferId id) override;
   void remind(TimeNs when, std::function<void()> then) override;
 
@@ -82,9 +70,11 @@ class World {
     std::vector<TentBuffer> in, out;
     for (auto [address, bytes] : inputs) in.push_back({address, bytes});
     for (auto [address, bytes] : outputs) out.push_back({address, bytes});
-    const TentCollectiveCall call{kind,      reduce,     dtype,      root, in.data(),
-                                  in.size(), out.data(), out.size(), tag,  timeout_ns};
     const std::size_t index = results_.size();
+    TentCollectiveCall call{
+        kind,       reduce,     dtype, root,       in.data(),          in.size(),
+        out.data(), out.size(), tag,   timeout_ns, {TENT_HOST, kMine}, {}};
+    if (on_gpu_) send_to_gpu(rank, call);
     results_.push_back({-1, "", 0});
     const CollectiveId id = ranks_[std::size_t(rank)]->start(
         groups_[std::size_t(rank)], call, [this, index](Report report) {
@@ -97,6 +87,15 @@ class World {
     return index;
   }
 
+  // From now on: what is computed is given away, and happens at some time.
+  void compute_elsewhere() { on_gpu_ = true; }
+  // The callers' streams do not go on from now on, or do again.
+  void hold_streams(bool held) {
+    streams_held_ = held;
+    if (!held) actions_.insert(actions_.end(), waiting_streams_.begin(), waiting_streams_.end());
+    if (!held) waiting_streams_.clear();
+  }
+
   // Does one of the things that can happen; false when there is none.
   bool step() {
     if (actions_.empty()) return false;
@@ -107,6 +106,8 @@ class World {
     actions_.pop_back();
     if (action.matched != nullptr)
       deliver(action.message, action.matched);
+    else if (action.step.bytes > 0)
+      compute(action.message->rank, action.step);
     else if (!dead_[std::size_t(action.message->rank)])
       action.message->then->ended(action.message->id, action.report);
     return true;
@@ -188,6 +189,11 @@ class World {
     }
     match(message);
   }
+  // A stream comes so far at some time.
+  void after(std::int32_t rank, std::uint64_t stream, Continuation* then) {
+    auto& where = stream == kMine && streams_held_ ? waiting_streams_ : actions_;
+    where.push_back({owner_of(rank, then), nullptr, {}, {}});
+  }
   void cancel(TransferId id) {
     for (const MessageRef& m : open_)
       if (m->id == id && !m->ended) return end(MessageRef(m), {Code::Cancelled, "cancelled", ""});
@@ -206,13 +212,38 @@ class World {
   struct Action {
     MessageRef message, matched;  // matched: copy from the send `message` to it
     Report report;                // else: tell the owner
+    TentStep step{};              // else: compute
+  };
+  struct Gpu {
+    World* world;
+    std::int32_t rank;
   };
 
-  static bool fits(const Message& send, const Message& recv) {
-    return send.is_send && !recv.is_send && send.peer == recv.rank &&
-           send.context == recv.context && send.tag == recv.tag &&
-           (recv.peer < 0 || recv.peer == send.rank);
+  void send_to_gpu(std::int32_t rank, TentCollectiveCall& call) {
+    call.place.device = 0;
+    const auto start = [](void* context, const TentStep* step) {
+      const auto* gpu = static_cast<Gpu*>(context);
+      gpu->world->actions_.push_back({gpu->world->owner_of(gpu->rank), nullptr, {}, *step});
+    };
+    const std::uint64_t bytes =
+        ranks_[std::size_t(rank)]->scratch_bytes(groups_[std::size_t(rank)], call);
+    gpu_memory_.emplace_back(bytes);
+    gpus_.push_back({this, rank});
+    const auto address = reinterpret_cast<std::uint64_t>(gpu_memory_.back().data());
+    call.compute = {&gpus_.back(), start, {address, bytes}};
   }
+  void compute(std::int32_t rank, const TentStep& step) {
+    if (dead_[std::size_t(rank)]) return;
+    do_step(step);
+    ranks_[std::size_t(rank)]->computed(step, kTheirs, {});
+  }
+  static MessageRef owner_of(std::int32_t rank, Continuation* then = nullptr) {
+    OpenMessage nobody{};
+    nobody.rank = rank;
+    nobody.then = then;
+    return std::make_shared<OpenMessage>(std::move(nobody));
+  }
+
   void match(const MessageRef& message) {
     for (const MessageRef& other : waiting_) {
       const bool fit = message->is_send ? fits(*message, *other) : fits(*other, *message);
@@ -268,7 +299,10 @@ class World {
   TimeNs now_ = 1;
   TransferId last_id_ = 0;
   std::list<MessageRef> open_, waiting_;
-  std::vector<Action> actions_;
+  std::vector<Action> actions_, waiting_streams_;
+  bool on_gpu_ = false, streams_held_ = false;
+  std::deque<Gpu> gpus_;
+  std::deque<std::vector<std::uint8_t>> gpu_memory_;
   std::vector<Reminder> reminders_;   // by rank
   std::vector<bool> dead_, stopped_;  // whoever is stopped is dead, too
   std::vector<std::tuple<int, std::string, int>> results_;
@@ -280,51 +314,40 @@ class World {
 
 TimeNs Port::now() const { return world_.now(); }
 
-TransferId Port::send(PeerId peer, std::uint64_t context, std::uint64_t tag, std::uint64_t address,
-                      std::uint64_t bytes, TimeNs expires, Continuation* then) {
+TransferId Port::send(PeerId peer, std::uint64_t context, std::uint64_t tag, const Memory& memory,
+                      TimeNs expires, Continuation* then) {
   const TransferId id = world_.next_id();
-  world_.post(std::make_shared<Message>(Message{
-      id, rank_, std::int32_t(peer), true, context, tag, address, bytes, expires, then, {}}));
+  world_.post(std::make_shared<OpenMessage>(OpenMessage{id,
+                                                        rank_,
+                                                        std::int32_t(peer),
+                                                        true,
+                                                        context,
+                                                        tag,
+                                                        memory.address,
+                                                        memory.bytes,
+                                                        expires,
+                                                        then,
+                                                        {}}));
   return id;
 }
 
-TransferId Port::recv(PeerId peer, std::uint64_t context, std::uint64_t tag, std::uint64_t address,
-                      std::uint64_t bytes, TimeNs expires, Continuation* then) {
+TransferId Port::recv(PeerId peer, std::uint64_t context, std::uint64_t tag, const Memory& memory,
+                      TimeNs expires, Continuation* then) {
   const TransferId id = world_.next_id();
   const std::int32_t from = peer == kAnyPeer ? -1 : std::int32_t(peer);
-  world_.post(std::make_shared<Message>(
-      Message{id, rank_, from, false, context, tag, address, bytes, expires, then, {}}));
+  world_.post(std::make_shared<OpenMessage>(OpenMessage{
+      id, rank_, from, false, context, tag, memory.address, memory.bytes, expires, then, {}}));
   return id;
+}
+
+void Port::after(Device, std::uint64_t stream, Continuation* then) {
+  world_.after(rank_, stream, then);
 }
 
 void Port::cancel(TransferId id) { world_.cancel(id); }
 
 void Port::remind(TimeNs when, std::function<void()> then) {
   world_.remind(rank_, when, std::move(then));
-}
-
-py::tuple as_tuple(const Place& place) {
-  return py::make_tuple(int(place.space), place.index, place.offset);
-}
-
-// (scratch bytes, [(kind, peer, channel, bytes, to, left, right, after)]) or the reason why not.
-py::object planned(std::tuple<int, int, int, int> what, std::int32_t rank, std::int32_t size,
-                   std::vector<std::uint64_t> inputs, std::vector<std::uint64_t> outputs,
-                   std::tuple<std::uint64_t, std::uint64_t, std::uint64_t, int> tuning) {
-  const auto [kind, reduce, dtype, root] = what;
-  const auto [small, chunk, buffered, direct] = tuning;
-  Schedule schedule;
-  const Status status = plan({kind, reduce, dtype, root, rank, size, inputs, outputs},
-                             {small, chunk, buffered, std::int32_t(direct)}, schedule);
-  if (!status.ok()) return py::str(status.text);
-  py::list steps;
-  for (const Step& s : schedule.steps) {
-    const auto after = schedule.after(s);
-    steps.append(py::make_tuple(int(s.kind), s.peer, s.channel, s.bytes, as_tuple(s.to),
-                                as_tuple(s.left), as_tuple(s.right),
-                                std::vector<std::uint32_t>(after.begin(), after.end())));
-  }
-  return py::make_tuple(schedule.scratch_bytes, steps);
 }
 
 }  // namespace
@@ -335,6 +358,8 @@ PYBIND11_MODULE(collectives_world, m) {
                     std::uint64_t>())
       .def("start", &World::start)
       .def("step", &World::step)
+      .def("compute_elsewhere", &World::compute_elsewhere)
+      .def("hold_streams", &World::hold_streams)
       .def("run", &World::run)
       .def("result", &World::result)
       .def("open_messages", &World::open_messages)

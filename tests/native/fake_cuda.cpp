@@ -260,17 +260,39 @@ EXPORT CudaResult cuPointerGetAttribute(void* value, int attribute, CudaAddress 
   }
 }
 
-// ---- what the test does -------------------------------------------------------------------------
+// ---- what torch's side of CUDA needs beside (torch_on_fake_cuda.cpp)
+// ------------------------------
 
-namespace {
-
+EXPORT CudaResult cuStreamWaitEvent(CudaStream given, CudaEvent event, unsigned) {
+  const std::lock_guard lock(world().mutex);
+  push(stream_of(given), [event, number = event->recorded] {
+    const auto is_there = [&] {
+      const std::lock_guard lock(world().mutex);
+      return event->reached >= number;
+    };
+    while (!is_there()) sleep_until(now_ns() + 100 * kMicrosecond);
+  });
+  return 0;
+}
+EXPORT CudaResult cuLaunchHostFunc(CudaStream given, void (*call)(void*), void* data) {
+  const std::lock_guard lock(world().mutex);
+  push(stream_of(given), [call, data] { call(data); });
+  return 0;
+}
+EXPORT CudaAddress fake_allocate(int device, std::size_t bytes) {
+  return allocate(device, bytes, true);
+}
 // Where the bytes really are.
-std::uint64_t shadow(CudaAddress address) {
+EXPORT std::uint64_t fake_shadow(CudaAddress address) {
   const std::lock_guard lock(world().mutex);
   CudaAddress base = 0;
   const Allocation* memory = find(address, 1, base);
   return memory ? reinterpret_cast<std::uint64_t>(memory->shadow + (address - base)) : 0;
 }
+
+// ---- what the test does -------------------------------------------------------------------------
+
+namespace {
 
 void model(double into, double out_of, double across, double latency_s, double jitter_s) {
   const std::lock_guard lock(world().mutex);
@@ -297,7 +319,7 @@ void kernel(std::uint64_t stream, double seconds, CudaAddress address, std::size
   const std::lock_guard lock(world().mutex);
   push(reinterpret_cast<CudaStream>(stream), [=] {
     sleep_until(now_ns() + TimeNs(seconds * 1e9));
-    std::memset(reinterpret_cast<void*>(shadow(address)), value, bytes);
+    std::memset(reinterpret_cast<void*>(fake_shadow(address)), value, bytes);
   });
 }
 
@@ -324,7 +346,7 @@ PYBIND11_MODULE(fake_cuda, m) {
   });
   // The addresses stay reserved, so that no later memory is taken for this.
   m.def("free", [&, locked](CudaAddress at) { locked([&] { return w.memory.erase(at); }); });
-  m.def("shadow", &shadow);
+  m.def("shadow", &fake_shadow);
   m.def("model", &model);
   m.def("fail", [&, locked](const std::string& function, int after, CudaResult result) {
     locked([&] { w.failures[function] = {after, result}; });
