@@ -203,6 +203,9 @@ class _Eyes:
             p999_s, buckets: [(upper_s, count), ...]}}, of successful transfers, resolved to 1 us;
             buckets that are empty are left out
         threads: count, progress_sleeps, watches, progress_rests
+        gpus: a list, one entry per GPU in use: device, copies (calls of the driver), gathers
+            (launches that each moved many pieces), gathers_not (why there are none; "" where
+            there may be)
         """
     def trace(self, on: bool) -> None: ...
     def take_trace(self) -> list[tuple[int, int, str, int, int, int, int, bool]]:

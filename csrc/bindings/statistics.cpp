@@ -16,6 +16,7 @@ struct Snapshot {
   NodeStats node;
   std::vector<Rail> rails;
   std::array<Histogram, 4> latencies;
+  std::map<Device, DeviceCopies::Counts> gpus;
 };
 
 py::dict histogram_of(const Histogram& histogram) {
@@ -93,11 +94,25 @@ py::list rails_of(const Snapshot& snapshot) {
   return out;
 }
 
+py::list gpus_of(const Snapshot& snapshot) {
+  py::list out;
+  for (const auto& [device, counts] : snapshot.gpus) {
+    py::dict entry;
+    entry["device"] = "cuda:" + std::to_string(device);
+    entry["copies"] = counts.calls;
+    entry["gathers"] = counts.launches;
+    entry["gathers_not"] = counts.why_not;
+    out.append(entry);
+  }
+  return out;
+}
+
 py::dict stats(Engine& engine) {
   const Snapshot snapshot = under_lock(engine, false, [](Held& held) {
     Snapshot taken;
     taken.node = held->node().stats();
     taken.latencies = held->operations.latencies();
+    taken.gpus = held->gpus();
     for (const auto& [key, rail] : held->rails.all()) taken.rails.push_back(*rail);
     return taken;
   });
@@ -113,6 +128,7 @@ py::dict stats(Engine& engine) {
   out["rails"] = rails_of(snapshot);
   out["latency"] = latency;
   out["threads"] = threads;
+  out["gpus"] = gpus_of(snapshot);
   return out;
 }
 

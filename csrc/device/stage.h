@@ -12,6 +12,7 @@
 #include "device/direct.h"
 #include "device/incoming.h"
 #include "device/outgoing.h"
+#include "engine/engine_settings.h"
 
 namespace tent {
 
@@ -21,9 +22,11 @@ inline constexpr std::uint64_t kPinnedBytesEachWay = 32u << 20;
 
 class DeviceStage {
  public:
-  DeviceStage(Node& node, bool checksum, int wait_set, std::function<PeerId(LinkId)> peer_of)
+  DeviceStage(Node& node, const EngineSettings& settings, int wait_set,
+              std::function<PeerId(LinkId)> peer_of)
       : alarm(wait_set),
-        out(copies, arena, node, checksum),
+        copies(settings.gpu_gather_bytes_max),
+        out(copies, arena, node, settings.checksum),
         in(copies, arena_in, node),
         direct(copies, node, std::move(peer_of)) {}
 
@@ -31,6 +34,7 @@ class DeviceStage {
     Status status = copies.open(device);
     if (status.ok()) status = arena.open(*copies.gpu(device));
     if (status.ok()) status = arena_in.open(*copies.gpu(device));
+    if (status.ok()) copies.open_rows(device);
     return status;
   }
   // Nobody tells when a GPU is done: somebody must look again soon.

@@ -41,6 +41,7 @@ Exchange::Exchange(const EngineSettings& settings, int wait_set, ControlEvents& 
       cma_(wait_set, doorbell),
       node_(settings, *this),
       wait_set_(wait_set),
+      settings_(settings),
       checksum_(settings.checksum),
       cuda_ipc_(wait_set, doorbell) {
   rdma.memory.wanted = settings.rdma;

@@ -75,6 +75,7 @@ class Exchange final : public Transfers, private Outbox, private Receiver {
   bool copying(SegmentId segment) const;
   // Waits until no copy goes on, bounded, and gives all of the GPUs back. No link may be up.
   void end_copies();
+  std::map<Device, DeviceCopies::Counts> gpus() const;  // that are in use
   void watch(const OperationRef& operation, Watch watch);
 
   // Transfers: what collectives use.
@@ -175,6 +176,7 @@ class Exchange final : public Transfers, private Outbox, private Receiver {
   Node node_;
   const int wait_set_;
   std::unique_ptr<DeviceStage> devices_;  // null: no memory of a GPU was ever named
+  const EngineSettings settings_;
   const bool checksum_;
   CudaIpcTransport cuda_ipc_;  // its links use what is in devices_
   bool names_gpus_ = false, cuda_ipc_said_ = false;

@@ -16,7 +16,7 @@ constexpr TimeNs kWishAgain = 1 * kSecond;
 Status Exchange::open_device(Device device) {
   if (!devices_) {
     const auto peer_of = [this](LinkId link) { return port(link)->peer; };
-    devices_ = std::make_unique<DeviceStage>(node_, checksum_, wait_set_, peer_of);
+    devices_ = std::make_unique<DeviceStage>(node_, settings_, wait_set_, peer_of);
     cuda_ipc_.attach(&devices_->direct);
   }
   const Status status = devices_->open(device);
@@ -137,6 +137,11 @@ bool Exchange::copying_in(PeerId peer, TransferId flow) const {
 
 bool Exchange::copying(SegmentId segment) const {
   return devices_ && devices_->copying_segment(segment);
+}
+
+std::map<Device, DeviceCopies::Counts> Exchange::gpus() const {
+  if (!devices_) return {};
+  return devices_->copies.counts();
 }
 
 void Exchange::end_copies() {

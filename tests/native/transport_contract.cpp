@@ -91,9 +91,9 @@ class GpuCopies final : public GpuCopier {
   }
   const Gpu* gpu(Device device) const override { return copies_.gpu(device); }
   std::vector<Device> gpus() const override { return copies_.devices(); }
-  GpuCopyId copy(LinkId link, TransferId, Device device, const Pieces& from,
-                 const Pieces& to) override {
-    const CopyId id = copies_.across(device, from, to);
+  GpuCopyId copy(LinkId link, TransferId, Device device, const Pieces& from, const Pieces& to,
+                 bool mapped) override {
+    const CopyId id = copies_.across(device, from, to, mapped);
     links_[id] = link;
     return id;
   }
@@ -110,7 +110,7 @@ class GpuCopies final : public GpuCopier {
   std::size_t running() const { return copies_.running(); }
 
  private:
-  DeviceCopies copies_;
+  DeviceCopies copies_{0};
   std::map<CopyId, LinkId> links_;
 };
 
