@@ -27,7 +27,7 @@ NAME = "transport_contract"
 CORE, TRANSPORTS = ROOT / "csrc" / "core", ROOT / "csrc" / "transports"
 DRIVERS = ROOT / "csrc" / "drivers"
 DEVICE = ROOT / "csrc" / "device"
-FAKE = [ROOT / "tests" / "native" / f"fake_{name}.cpp" for name in ("verbs", "fabric")]
+FAKE = [ROOT / "tests" / "native" / f"fake_{name}.cpp" for name in ("verbs", "memory", "fabric")]
 SOURCES = [
     ROOT / "tests" / "native" / f"{NAME}.cpp",
     CORE / "layout.cpp",

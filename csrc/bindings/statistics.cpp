@@ -17,6 +17,7 @@ struct Snapshot {
   std::vector<Rail> rails;
   std::array<Histogram, 4> latencies;
   std::map<Device, DeviceCopies::Counts> gpus;
+  std::vector<GpuPairs::Pair> pairs;
 };
 
 py::dict histogram_of(const Histogram& histogram) {
@@ -102,6 +103,11 @@ py::list gpus_of(const Snapshot& snapshot) {
     entry["copies"] = counts.calls;
     entry["gathers"] = counts.launches;
     entry["gathers_not"] = counts.why_not;
+    py::dict rdma;
+    for (const GpuPairs::Pair& pair : snapshot.pairs) {
+      if (pair.gpu == device) rdma[pair.port.c_str()] = pair.tried ? pair.why_not : "being tried";
+    }
+    entry["rdma"] = rdma;
     out.append(entry);
   }
   return out;
@@ -113,6 +119,7 @@ py::dict stats(Engine& engine) {
     taken.node = held->node().stats();
     taken.latencies = held->operations.latencies();
     taken.gpus = held->gpus();
+    taken.pairs = held->rdma.memory.gpus.all();
     for (const auto& [key, rail] : held->rails.all()) taken.rails.push_back(*rail);
     return taken;
   });

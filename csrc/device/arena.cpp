@@ -66,6 +66,7 @@ bool PinnedArena::grow() {
   blocks_.push_back(block);
   const auto start = reinterpret_cast<std::uint64_t>(block);
   for (std::uint64_t at = 0; at < block_bytes_; at += kSlotBytes) free_.insert(start + at);
+  if (grown_) grown_({start, block_bytes_});
   if (layout_.bytes() == 0) layout_ = Layout::contiguous(start, block_bytes_);
   return true;
 }

@@ -5,7 +5,10 @@
 #pragma once
 
 #include <cstdint>
+#include <functional>
 #include <set>
+#include <string>
+#include <utility>
 #include <vector>
 
 #include "core/layout.h"
@@ -18,8 +21,11 @@ class PinnedArena {
   static constexpr std::uint64_t kSlotBytes = 128u << 10;
   static constexpr std::uint64_t kBlockBytes = 16u << 20;
 
-  explicit PinnedArena(std::uint64_t bound, std::uint64_t block_bytes = kBlockBytes)
-      : bound_(bound), block_bytes_(block_bytes) {}
+  using Grown = std::function<void(const Piece& block)>;
+  // `grown` is told of memory that is added.
+  explicit PinnedArena(std::uint64_t bound, std::uint64_t block_bytes = kBlockBytes,
+                       Grown grown = {})
+      : bound_(bound), block_bytes_(block_bytes), grown_(std::move(grown)) {}
   ~PinnedArena();
   PinnedArena(const PinnedArena&) = delete;
   PinnedArena& operator=(const PinnedArena&) = delete;
@@ -40,6 +46,7 @@ class PinnedArena {
   bool grow();
 
   const std::uint64_t bound_, block_bytes_;
+  const Grown grown_;
   const Gpu* gpu_ = nullptr;
   std::vector<void*> blocks_;
   std::set<std::uint64_t> free_;  // addresses of slots: lowest first, so that slices lie together

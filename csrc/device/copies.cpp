@@ -199,6 +199,12 @@ void DeviceCopies::finish(CopyId id) {
   }
 }
 
+Status DeviceCopies::settle_writes(Device device) const {
+  const Gpu& gpu = *devices_.at(device).gpu;
+  const OnGpu on(gpu);
+  return gpu.settle_writes();
+}
+
 Status DeviceCopies::mark(Device device, std::uint64_t stream, CopyId& id) {
   Used& used = devices_.at(device);
   const OnGpu on(*used.gpu);

@@ -52,6 +52,8 @@ class DeviceCopies {
   CopyId across(Device device, const Pieces& from, const Pieces& to, bool mapped);
   // Returns when the GPU has done this copy; poll() reports it afterwards, as any other.
   void finish(CopyId id);
+  // What RDMA devices have written is seen by work that is queued from here on.
+  Status settle_writes(Device device) const;
   // Reported when the work that is queued on the stream now has been done; 0: it has been already.
   Status mark(Device device, std::uint64_t stream, CopyId& id);
   void poll(std::vector<Ended>& ended);

@@ -23,9 +23,11 @@ inline constexpr std::uint64_t kPinnedBytesEachWay = 32u << 20;
 class DeviceStage {
  public:
   DeviceStage(Node& node, const EngineSettings& settings, int wait_set,
-              std::function<PeerId(LinkId)> peer_of)
+              std::function<PeerId(LinkId)> peer_of, PinnedArena::Grown grown)
       : alarm(wait_set),
         copies(settings.gpu_gather_bytes_max),
+        arena(kPinnedBytesEachWay, PinnedArena::kBlockBytes, grown),
+        arena_in(kPinnedBytesEachWay, PinnedArena::kBlockBytes, grown),
         out(copies, arena, node, settings.checksum),
         in(copies, arena_in, node),
         direct(copies, node, std::move(peer_of)) {}
@@ -57,7 +59,7 @@ class DeviceStage {
   // Destroyed in the opposite order: the memory before the contexts that locked it.
   Alarm alarm;
   DeviceCopies copies;
-  PinnedArena arena{kPinnedBytesEachWay}, arena_in{kPinnedBytesEachWay};
+  PinnedArena arena, arena_in;
   OutgoingSlices out;
   IncomingSlices in;
   DirectCopies direct;

@@ -9,6 +9,7 @@
 #include <pybind11/stl.h>
 
 #include <algorithm>
+#include <cstdio>
 #include <cstring>
 
 World& world() {
@@ -157,6 +158,10 @@ EXPORT CudaResult cuDeviceGetCount(int* count) { return *count = kDevices, 0; }
 EXPORT CudaResult cuDeviceGet(CudaDevice* device, int ordinal) {
   *device = ordinal;
   return ordinal < 0 || ordinal >= kDevices ? 101 : 0;
+}
+EXPORT CudaResult cuDeviceGetPCIBusId(char* text, int bytes, CudaDevice device) {
+  std::snprintf(text, std::size_t(bytes), "0000:%02X:00.0", 0x17 + device);
+  return 0;
 }
 EXPORT CudaResult cuDeviceGetUuid_v2(CudaUuid* uuid, CudaDevice device) {
   std::memset(uuid->bytes, 0x10 + world().order[device], sizeof uuid->bytes);
@@ -318,6 +323,10 @@ PYBIND11_MODULE(fake_cuda, m) {
     return body();
   };
   m.def("alloc", &allocate);
+  m.def("gpudirect", [&, locked](bool dmabuf, bool orders, bool flushes) {
+    locked([&] { w.dmabuf = dmabuf, w.orders = orders, w.flushes = flushes; });
+  });
+  m.def("shadow_function", [] { return reinterpret_cast<std::uint64_t>(&shadow); });
   m.def("spoil", [&, locked](bool on) { locked([&] { w.spoils = on; }); });
   m.def("poisoned", [&, locked] { return locked([&] { return w.poison != 0; }); });
   m.def("replace", &replace);

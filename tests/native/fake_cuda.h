@@ -77,10 +77,12 @@ struct World {
   std::map<std::string, std::uint64_t> calls;
   double rate[kWays] = {};  // bytes per second; 0: no time
   TimeNs latency = 0, jitter = 0;
-  CudaResult poison = 0;         // what every context answers after an access that cannot be
-  bool spoils = false;           // kernels move a wrong byte
-  bool peers = true;             // whether one device can read the other's memory
-  int order[kDevices] = {0, 1};  // which real device is seen as which (CUDA_VISIBLE_DEVICES)
+  CudaResult poison = 0;               // what every context answers after an access that cannot be
+  bool orders = true, flushes = true;  // writes of RDMA devices; whether they can be flushed
+  bool dmabuf = true;                  // memory has descriptors
+  bool spoils = false;                 // kernels move a wrong byte
+  bool peers = true;                   // whether one device can read the other's memory
+  int order[kDevices] = {0, 1};        // which real device is seen as which (CUDA_VISIBLE_DEVICES)
   std::uint64_t allocations = 0;
   std::mt19937_64 random{1};
 };

@@ -50,7 +50,11 @@ bool move(const Entry& entry, int device) {
 
 EXPORT CudaResult cuDeviceGetAttribute(int* value, int attribute, CudaDevice) {
   BEGIN("cuDeviceGetAttribute");
-  return *value = attribute == kCudaHostPointerIsDevices ? 1 : 0, 0;
+  const int ordering = world().orders ? kCudaRdmaOrderedForOwner : 0;
+  *value = attribute == kCudaHostPointerIsDevices ? 1
+           : attribute == kCudaRdmaWritesOrdering ? ordering
+                                                  : int(world().flushes);
+  return 0;
 }
 EXPORT CudaResult cuModuleLoadData(CudaModule* module, const void* code) {
   BEGIN("cuModuleLoadData");

@@ -253,7 +253,8 @@ class Side final : public Receiver {
     events_.push_back({"landed", link, header, ""});
     return answer("landed", link);
   }
-  bool source(TransferId flow, std::uint64_t offset, std::uint64_t length, Pieces& out) override {
+  bool source(LinkId, TransferId flow, std::uint64_t offset, std::uint64_t length,
+              Pieces& out) override {
     return cut(sources_, flow, offset, length, out);
   }
   void down(LinkId link, const Status& why) override {
