@@ -74,7 +74,7 @@ step() { # step NAME SECONDS COMMAND...: runs it within what is left; its end go
 
 step build 200 "$PYTHON" setup.py --quiet build_ext --inplace || { tail -n 30 build/gpu-build.log; exit 1; }
 failed=0
-step doctor 40 "$PYTHON" -m torch_tent doctor  # which GPUs read each other, which NICs move their memory
+step doctor 40 "$PYTHON" -m torch_tent doctor
 step tests 100 "$PYTHON" -m pytest -q -p no:cacheprovider -x tests/test_gpu.py || failed=1
 step driver 20 "$PYTHON" -m pytest -q -p no:cacheprovider tests/test_cuda_driver.py || failed=1
 step kernel-tests 60 "$PYTHON" -m pytest -q -p no:cacheprovider tests/test_pack.py \
