@@ -237,28 +237,31 @@ def test_nothing_stays_registered(fabric: Fabric, fake: Fake) -> None:
 def test_nothing_lands_after_the_end(fabric: Fabric, fake: Fake, end: str, seed: int) -> None:
     """P1: a device that writes into a GPU by itself has stopped when the transfer has ended."""
     chance = random.Random(seed)
-    size = 16 * MIB
-    with Two("tcp") as two:
+    size = 8 * MIB
+    with Two() as two:
         x, y = fake.tensor(noise(size)), fake.tensor(torch.zeros(size).byte(), 1)
         two.settle(x, y)
         for device in range(4):
-            fabric.rate(device, 500e6, 20e-6)
+            fabric.rate(device, 60e6, 20e-6)  # What is under way takes some 30 ms.
         for turn in range(6):
+            canary = torch.full((size,), 200 + turn).byte()
             segment = two.far.register(y, "write")
             remote: Any = two.near.open(segment.ticket())
-            timeout = chance.uniform(0.005, 0.03) if end == "timeout" else None
+            timeout = chance.uniform(0.01, 0.08) if end == "timeout" else None
             transfer = two.near.write(x, remote, timeout=timeout)
             if end != "timeout":
-                time.sleep(chance.uniform(0, 0.03))
+                time.sleep(chance.uniform(0.01, 0.08))
             if end == "cancel":
                 transfer.cancel()
             elif end == "close":
-                segment.close()
-            transfer.exception(20)
-            canary = torch.full((size,), 200 + turn).byte()
+                segment.close()  # The owner's word is enough: the sender may hear of it later.
+            if end != "close":
+                transfer.exception(20)
             fake.poke(y, canary)
-            time.sleep(0.05)  # Whatever still went would land within it.
-            assert torch.equal(fake.peek(y), canary)
+            time.sleep(0.1)  # Whatever still went would land within it.
+            intact = torch.equal(fake.peek(y), canary)  # pytest cannot show a fake tensor
+            assert intact
+            transfer.exception(20)
             segment.close()
 
 
