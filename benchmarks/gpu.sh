@@ -74,12 +74,15 @@ step() { # step NAME SECONDS COMMAND...: runs it within what is left; its end go
 
 step build 200 "$PYTHON" setup.py --quiet build_ext --inplace || { tail -n 30 build/gpu-build.log; exit 1; }
 failed=0
+step doctor 40 "$PYTHON" -m torch_tent doctor
 step tests 100 "$PYTHON" -m pytest -q -p no:cacheprovider -x tests/test_gpu.py || failed=1
 step driver 20 "$PYTHON" -m pytest -q -p no:cacheprovider tests/test_cuda_driver.py || failed=1
 step kernel-tests 60 "$PYTHON" -m pytest -q -p no:cacheprovider tests/test_pack.py \
-  tests/test_unpack.py || failed=1
+  tests/test_unpack.py tests/test_rows.py || failed=1
 step paths 120 "$PYTHON" benchmarks/gpu.py --json "$OUT/$name.json" || failed=1
 cat build/gpu-paths.log
+step blocks 70 "$PYTHON" benchmarks/gpu_blocks.py --json "$OUT/$name-blocks.json" || failed=1
+cat build/gpu-blocks.log
 step kernels 90 "$PYTHON" benchmarks/kernels.py --out "$OUT/$name-kernels.json" || failed=1
 cat build/gpu-kernels.log
 echo "results: $log, $OUT/$name.json; $SECONDS s"

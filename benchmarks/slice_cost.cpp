@@ -50,7 +50,8 @@ class Side final : public Receiver {
     return true;
   }
   bool landed(LinkId, const FrameHeader&) override { return ++slices != 0; }
-  bool source(TransferId, std::uint64_t offset, std::uint64_t length, Pieces& out) override {
+  bool source(LinkId, TransferId, std::uint64_t offset, std::uint64_t length,
+              Pieces& out) override {
     out.push_back({address() + offset, length});
     return true;
   }
@@ -112,7 +113,8 @@ void burst(Side& near, Side& far, Costs& costs, std::uint64_t& sequence) {
       frame.header.sequence = ++sequence;
       frame.header.offset = i * kSlice;
       frame.header.body_bytes = std::uint32_t(kSlice);
-      near.transport.post(kLink, std::move(frame), near);
+      near.transport.post(kLink, std::move(frame));
+      near.transport.send(kLink, near);
     }
   });
   time(costs.asked, [&] { far.transport.poll(far); });

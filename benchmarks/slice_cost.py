@@ -32,8 +32,9 @@ def build() -> list[str]:
     BUILD.mkdir(parents=True, exist_ok=True)
     here, native = ROOT / "benchmarks", ROOT / "tests/native"
     program, library = BUILD / "slice_cost", BUILD / "liblean.so"
-    fakes = [native / "fake_verbs.cpp", native / "fake_fabric.cpp", native / "fake_lean.cpp"]
+    fakes = [native / f"fake_{name}.cpp" for name in ("verbs", "memory", "fabric", "says", "lean")]
     core = [ROOT / f"csrc/core/{name}.cpp" for name in ("layout", "wire")]
+    core += [ROOT / f"csrc/device/{name}.cpp" for name in ("arena", "copies", "rows", "rows_ptx")]
     folders = [ROOT / "csrc/transports", ROOT / "csrc/drivers"]
     real = sorted(path for folder in folders for path in folder.rglob("*.cpp"))
     say("compiling, a minute")

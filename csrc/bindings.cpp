@@ -46,6 +46,8 @@ EngineSettings settings_of(const py::dict& given) {
       {"rdma_links_max",
        [&](auto& v) { settings.rdma_links_max = v.template cast<std::uint32_t>(); }},
       {"rdma", [&](auto& v) { settings.rdma = v.template cast<bool>(); }},
+      {"gpu_gather_bytes_max",
+       [&](auto& v) { settings.gpu_gather_bytes_max = v.template cast<std::uint64_t>(); }},
       {"rdma_kept_bytes_max",
        [&](auto& v) { settings.rdma_kept_bytes_max = v.template cast<std::uint64_t>(); }},
       {"rdma_library", [&](auto& v) { settings.rdma_library = v.template cast<std::string>(); }},

@@ -26,13 +26,15 @@ BUILD = ROOT / "build" / "transport_contract"
 NAME = "transport_contract"
 CORE, TRANSPORTS = ROOT / "csrc" / "core", ROOT / "csrc" / "transports"
 DRIVERS = ROOT / "csrc" / "drivers"
-COPIES = ROOT / "csrc" / "device" / "copies"
-FAKE = [ROOT / "tests" / "native" / f"fake_{name}.cpp" for name in ("verbs", "fabric", "says")]
+DEVICE = ROOT / "csrc" / "device"
+FAKE = [
+    ROOT / "tests" / "native" / f"fake_{name}.cpp" for name in ("verbs", "memory", "fabric", "says")
+]
 SOURCES = [
     ROOT / "tests" / "native" / f"{NAME}.cpp",
     CORE / "layout.cpp",
     CORE / "wire.cpp",
-    COPIES.with_suffix(".cpp"),
+    *(DEVICE / f"{name}.cpp" for name in ("arena", "copies", "rows", "rows_ptx")),
     *sorted(TRANSPORTS.rglob("*.cpp")),
     *sorted(DRIVERS.glob("*.cpp")),
 ]
@@ -40,7 +42,7 @@ HEADERS = [
     *(CORE / f"{name}.h" for name in ("types", "origin", "layout", "wire")),
     *TRANSPORTS.rglob("*.h"),
 ]
-HEADERS += [*DRIVERS.glob("*.h"), COPIES.with_suffix(".h")]
+HEADERS += [*DRIVERS.glob("*.h"), *(DEVICE / f"{name}.h" for name in ("arena", "copies", "rows"))]
 FLAGS = ["-std=c++20", "-O1", "-g1", "-fPIC", "-fvisibility=hidden", "-pthread"]
 FLAGS += ["-Wall", "-Wextra", "-Werror"]
 SANITIZERS = {

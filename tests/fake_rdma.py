@@ -119,6 +119,17 @@ def tell_late(fabric: Fabric, device: int, seconds: float, seed: int) -> None:
     fabric.library.fake_late(device, ctypes.c_double(seconds), ctypes.c_uint(seed & 0xFFFFFFFF))
 
 
+def misses_gpus(fabric: Fabric, device: int) -> None:
+    """A GPU's memory can be registered with the device, but no byte of it is reached."""
+    fabric.library.fake_misses_gpus(device, 1)
+
+
+def load_peer_memory(fabric: Fabric, translate: int) -> None:
+    """As nvidia-peermem does, a GPU's addresses can be registered as they are. `translate`: the
+    function of the fake GPUs that says where their bytes are."""
+    fabric.library.fake_peer_memory(ctypes.c_uint64(translate))
+
+
 def posted(fabric: Fabric) -> tuple[int, int]:
     """Messages and RDMA reads that were ever posted."""
     return int(fabric.library.fake_messages()), int(fabric.library.fake_reads())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import re
 import subprocess
 from pathlib import Path
@@ -39,6 +40,18 @@ static_assert(tent::kCudaPointerMemoryType == CU_POINTER_ATTRIBUTE_MEMORY_TYPE);
 static_assert(tent::kCudaPointerDeviceOrdinal == CU_POINTER_ATTRIBUTE_DEVICE_ORDINAL);
 static_assert(tent::kCudaPointerBufferId == CU_POINTER_ATTRIBUTE_BUFFER_ID);
 static_assert(tent::kCudaPointerIpcCapable == CU_POINTER_ATTRIBUTE_IS_LEGACY_CUDA_IPC_CAPABLE);
+static_assert(tent::kCudaHostPointerIsDevices ==
+              CU_DEVICE_ATTRIBUTE_CAN_USE_HOST_POINTER_FOR_REGISTERED_MEM);
+static_assert(tent::kCudaRdmaFlushOptions ==
+              CU_DEVICE_ATTRIBUTE_GPU_DIRECT_RDMA_FLUSH_WRITES_OPTIONS);
+static_assert(tent::kCudaRdmaWritesOrdering ==
+              CU_DEVICE_ATTRIBUTE_GPU_DIRECT_RDMA_WRITES_ORDERING);
+static_assert(tent::kCudaRdmaFlushByHost == CU_FLUSH_GPU_DIRECT_RDMA_WRITES_OPTION_HOST);
+static_assert(tent::kCudaRdmaOrderedForOwner == CU_GPU_DIRECT_RDMA_WRITES_ORDERING_OWNER);
+static_assert(tent::kCudaFlushCurrentContext ==
+              CU_FLUSH_GPU_DIRECT_RDMA_WRITES_TARGET_CURRENT_CTX);
+static_assert(tent::kCudaFlushToOwner == CU_FLUSH_GPU_DIRECT_RDMA_WRITES_TO_OWNER);
+static_assert(tent::kCudaRangeDmaBuf == CU_MEM_RANGE_HANDLE_TYPE_DMA_BUF_FD);
 static_assert(tent::kCudaIpcLazyPeerAccess == CU_IPC_MEM_LAZY_ENABLE_PEER_ACCESS);
 static_assert(sizeof(tent::CudaIpcName) == sizeof(CUipcMemHandle));
 static_assert(tent::kCudaMemoryTypeDevice == CU_MEMORYTYPE_DEVICE);
@@ -61,7 +74,11 @@ def test_every_function_is_looked_up() -> None:
 
 
 def test_the_declarations_are_those_of_cuda_h(tmp_path: Path) -> None:
-    folder = next((place for place in PLACES if (Path(place) / "cuda.h").is_file()), None)
+    triton = importlib.util.find_spec("triton")
+    places = [*PLACES]
+    if triton is not None and triton.origin is not None:  # It brings the header.
+        places.append(str(Path(triton.origin).parent / "backends/nvidia/include"))
+    folder = next((place for place in places if (Path(place) / "cuda.h").is_file()), None)
     if folder is None:
         pytest.skip("there is no cuda.h on this machine")
     asserts = [

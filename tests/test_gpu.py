@@ -63,6 +63,24 @@ def test_blocks_of_caches(pair: Pair) -> None:
         assert torch.equal(layer[[3, 1, 60]], landed[[0, 9, 5]])
 
 
+def test_many_small_blocks_take_launches(pair: Pair) -> None:
+    """Blocks of 2 KiB and some, beside others that must stay as they are."""
+    layers = [noise(256 * 2064, n).view(256, 2064).to("cuda") for n in range(8)]
+    landing = [torch.full_like(layer, 77) for layer in layers]
+    ours, theirs = tent.KVCache(layers, engine=pair.a), tent.KVCache(landing, engine=pair.b)
+    remote: Any = pair.a.open(theirs.ticket())
+    sources, targets = torch.randperm(256)[:100], torch.randperm(256)[:100]
+    for _ in range(3):
+        pair.a.write_blocks(ours, sources, remote, targets).wait(WAIT_S)
+    rest = sorted(set(range(256)) - set(targets.tolist()))
+    for layer, landed in zip(layers, landing, strict=True):
+        assert torch.equal(layer[sources.cuda()], landed[targets.cuda()])
+        assert (landed[rest] == 77).all()
+    gpus = [gpu for engine in (pair.a, pair.b) for gpu in engine.native.stats()["gpus"]]
+    assert [gpu["gathers_not"] for gpu in gpus] == ["", ""]
+    assert sum(gpu["gathers"] for gpu in gpus) > 2  # Beside the trial of each.
+
+
 def test_after_a_slow_kernel_and_before_a_read(pair: Pair) -> None:
     """Many times, on the same and on other streams: what was queued before comes first, and what is
     queued after wait() sees the bytes."""

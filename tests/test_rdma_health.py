@@ -75,12 +75,6 @@ def test_whether_rails_are_made_is_said_beside_the_ports(
     host: Host, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     host.roce(0)
-    monkeypatch.setattr(rdma_health, "TRANSPORTS", ("shm", "tcp"))
-    assert host.findings()["RDMA"][1:3] == (
-        "note",
-        "1 of 1 port(s) chosen: mlx5_0:1; this version moves bytes over shared memory and TCP only",
-    )
-    monkeypatch.setattr(rdma_health, "TRANSPORTS", ("shm", "tcp", "rdma"))
     off = rdma_health.rdma(Settings(transports=("tcp",)), host.sys.root)[0]
     assert off[2].endswith("; off: rdma is not in TENT_TRANSPORTS")
     monkeypatch.setattr(rdma_health, "_unused", lambda settings: "")

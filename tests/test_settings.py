@@ -37,6 +37,7 @@ def test_each_setting_is_read_from_its_name() -> None:
         rdma_idle_s="5",
         rdma_links_max="64",
         rdma_kept_bytes_max="2GiB",
+        gpu_gather_bytes_max="8KiB",
         secret="abc",
         listen_port="4000",
         metrics_port="9000",
@@ -56,13 +57,14 @@ def test_each_setting_is_read_from_its_name() -> None:
         rdma_idle_s=5.0,
         rdma_links_max=64,
         rdma_kept_bytes_max=2 << 30,
+        gpu_gather_bytes_max=8 << 10,
         secret=b"abc",
         listen_port=4000,
         metrics_port=9000,
         trace=True,
     )
     assert found == wanted
-    assert len(dataclasses.fields(Settings)) == 17  # A new setting belongs into this test.
+    assert len(dataclasses.fields(Settings)) == 18  # A new setting belongs into this test.
 
 
 @pytest.mark.parametrize(

@@ -203,6 +203,10 @@ class _Eyes:
             p999_s, buckets: [(upper_s, count), ...]}}, of successful transfers, resolved to 1 us;
             buckets that are empty are left out
         threads: count, progress_sleeps, watches, progress_rests
+        gpus: a list, one entry per GPU in use: device, copies (calls of the driver), gathers
+            (launches that each moved many pieces), gathers_not (why there are none; "" where
+            there may be), rdma: {RDMA device: why it does not move this GPU's memory by itself, ""
+            where it does}
         """
     def trace(self, on: bool) -> None: ...
     def take_trace(self) -> list[tuple[int, int, str, int, int, int, int, bool]]:
@@ -244,6 +248,16 @@ def load_cuda(library: str) -> str:
 def cuda_device_count() -> int: ...
 def cuda_uuid(device: int) -> str:
     """32 hex digits."""
+
+def cuda_can_read(device: int, other: int) -> bool:
+    """Whether copies that run on a device can read another one's memory. Makes no context."""
+
+def cuda_pci(device: int) -> str:
+    """Its PCI address, as in 0000:17:00.0; "" where the driver does not say."""
+
+def try_gpudirect(library: str, device: str, port: int, gid_index: int, gpu: int) -> str:
+    """ "" when the RDMA device reads and writes the GPU's memory, tried with 64 KiB of it; else why
+    not. `library`: the libibverbs to open, "" for the system's. Uses the GPU's context."""
 
 def cuda_device_of(address: int) -> int:
     """The GPU that has memory at this address; -1 where the driver knows of none."""

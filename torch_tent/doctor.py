@@ -20,7 +20,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from . import fabric, hardware, rdma_health, rdma_measure, topology
+from . import fabric, gpu_paths, hardware, rdma_health, rdma_measure, topology
 from .errors import SettingsError
 from .listener import open_tcp
 from .rail_ends import RailEnd, rail_ends
@@ -92,6 +92,7 @@ def examine() -> list[Finding]:
         lambda settings: [Finding(*found) for found in rdma_health.rdma(settings)],
         lambda settings: [Finding(*found) for found in rdma_measure.registration(settings)],
         lambda _: [Finding(*found) for found in hardware.cuda()],
+        lambda settings: [Finding(*found) for found in gpu_paths.gpu_paths(settings)],
     ]
     for part in parts:
         findings += part(settings)

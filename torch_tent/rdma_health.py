@@ -17,7 +17,7 @@ from .errors import SettingsError
 from .hardware import Found
 from .rdma_choice import chosen_ports
 from .rdma_ports import SYS, RdmaPort, rdma_ports
-from .settings import TRANSPORTS, Settings
+from .settings import Settings
 
 DEVICES = Path("/dev/infiniband")
 STATUS = Path("/proc/self/status")
@@ -52,8 +52,6 @@ def rdma(settings: Settings, sys: Path = SYS) -> list[Found]:
 
 def _unused(settings: Settings) -> str:
     """Why no rail will end on a port, however healthy it is."""
-    if "rdma" not in TRANSPORTS:
-        return f"; {hardware.NOT_YET}"
     return "" if "rdma" in settings.transports else "; off: rdma is not in TENT_TRANSPORTS"
 
 

@@ -2,6 +2,7 @@
 // Thread: Python's; opening the driver happens without the GIL.
 #include "bindings/bindings.h"
 #include "drivers/cuda.h"
+#include "transports/rdma/gpu_probe.h"
 
 namespace tent::bindings {
 namespace {
@@ -20,6 +21,24 @@ const Cuda& driver() {
   return *cuda;
 }
 
+std::string cuda_pci(int device) {
+  CudaDevice id = 0;
+  char text[32] = "";
+  const CudaApi& api = driver().api();
+  if (api.device_get(&id, device) != kCudaSuccess) return "";
+  return api.device_pci(text, sizeof text, id) == kCudaSuccess ? text : "";
+}
+
+// "" when the RDMA device moves the GPU's memory by itself, else why it does not.
+std::string try_gpudirect(const std::string& library, const std::string& device, std::uint8_t port,
+                          std::uint8_t gid_index, Device gpu) {
+  const WithoutGil release;
+  Status status;
+  const std::unique_ptr<Verbs> verbs = Verbs::open(library, status);
+  if (verbs) status = probe_gpu(*verbs, {device, port, gid_index}, gpu);
+  return status.text;
+}
+
 }  // namespace
 
 void throw_unless_ok(const Status& status) {
@@ -32,6 +51,12 @@ void bind_devices(py::module_& module) {
       .def("cuda_device_count", [] { return driver().device_count(); })
       .def(
           "cuda_uuid", [](int device) { return driver().uuid(device); }, arg("device"))
+      .def(
+          "cuda_can_read", [](int device, int other) { return driver().can_read(device, other); },
+          arg("device"), arg("other"))
+      .def("cuda_pci", &cuda_pci, arg("device"))
+      .def("try_gpudirect", &try_gpudirect, arg("library"), arg("device"), arg("port"),
+           arg("gid_index"), arg("gpu"))
       .def(
           "cuda_device_of", [](std::uint64_t address) { return driver().device_of(address); },
           arg("address"));

@@ -35,7 +35,7 @@ py::tuple register_segment(Engine& engine, const std::vector<std::array<std::uin
         held->node().segments().add(all, readable, writable, blocks, random_word(), device);
     Pieces memory;
     for (const Plane& plane : all) memory.push_back({plane.base, plane.bytes});
-    if (device == kHost) held->rdma.memory.hold({MemoryOwner::Kind::Segment, segment.id}, memory);
+    held->rdma.memory.hold({MemoryOwner::Kind::Segment, segment.id}, memory, device);
     return std::pair(segment.id, segment.key);
   });
   return py::make_tuple(id, key);

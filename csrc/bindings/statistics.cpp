@@ -16,6 +16,8 @@ struct Snapshot {
   NodeStats node;
   std::vector<Rail> rails;
   std::array<Histogram, 4> latencies;
+  std::map<Device, DeviceCopies::Counts> gpus;
+  std::vector<GpuPairs::Pair> pairs;
 };
 
 py::dict histogram_of(const Histogram& histogram) {
@@ -93,11 +95,31 @@ py::list rails_of(const Snapshot& snapshot) {
   return out;
 }
 
+py::list gpus_of(const Snapshot& snapshot) {
+  py::list out;
+  for (const auto& [device, counts] : snapshot.gpus) {
+    py::dict entry;
+    entry["device"] = "cuda:" + std::to_string(device);
+    entry["copies"] = counts.calls;
+    entry["gathers"] = counts.launches;
+    entry["gathers_not"] = counts.why_not;
+    py::dict rdma;
+    for (const GpuPairs::Pair& pair : snapshot.pairs) {
+      if (pair.gpu == device) rdma[pair.port.c_str()] = pair.tried ? pair.why_not : "being tried";
+    }
+    entry["rdma"] = rdma;
+    out.append(entry);
+  }
+  return out;
+}
+
 py::dict stats(Engine& engine) {
   const Snapshot snapshot = under_lock(engine, false, [](Held& held) {
     Snapshot taken;
     taken.node = held->node().stats();
     taken.latencies = held->operations.latencies();
+    taken.gpus = held->gpus();
+    taken.pairs = held->rdma.memory.gpus.all();
     for (const auto& [key, rail] : held->rails.all()) taken.rails.push_back(*rail);
     return taken;
   });
@@ -113,6 +135,7 @@ py::dict stats(Engine& engine) {
   out["rails"] = rails_of(snapshot);
   out["latency"] = latency;
   out["threads"] = threads;
+  out["gpus"] = gpus_of(snapshot);
   return out;
 }
 

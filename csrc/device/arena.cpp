@@ -35,7 +35,7 @@ PinnedArena::~PinnedArena() {
   const OnGpu on(*gpu_);
   for (void* block : blocks_) {
     gpu_->api().host_unregister(block);
-    ::munmap(block, kBlockBytes);
+    ::munmap(block, block_bytes_);
   }
 }
 
@@ -48,15 +48,15 @@ Status PinnedArena::open(const Gpu& gpu) {
 }
 
 bool PinnedArena::grow() {
-  void* block = map_block(kBlockBytes);
+  void* block = map_block(block_bytes_);
   Status status;
   if (block == nullptr) {
     status = {Code::Failed, "the system has no memory", ""};
   } else {
     const OnGpu on(*gpu_);
     status = gpu_->cuda().check(
-        gpu_->api().host_register(block, kBlockBytes, kCudaHostRegisterPortable), "page-locking");
-    if (!status.ok()) ::munmap(block, kBlockBytes);
+        gpu_->api().host_register(block, block_bytes_, kCudaHostRegisterPortable), "page-locking");
+    if (!status.ok()) ::munmap(block, block_bytes_);
   }
   if (!status.ok()) {
     why_ = "out of page-locked host memory for copies from and to GPUs (" + status.text + "; " +
@@ -65,8 +65,9 @@ bool PinnedArena::grow() {
   }
   blocks_.push_back(block);
   const auto start = reinterpret_cast<std::uint64_t>(block);
-  for (std::uint64_t at = 0; at < kBlockBytes; at += kSlotBytes) free_.insert(start + at);
-  if (layout_.bytes() == 0) layout_ = Layout::contiguous(start, kBlockBytes);
+  for (std::uint64_t at = 0; at < block_bytes_; at += kSlotBytes) free_.insert(start + at);
+  if (grown_) grown_({start, block_bytes_});
+  if (layout_.bytes() == 0) layout_ = Layout::contiguous(start, block_bytes_);
   return true;
 }
 

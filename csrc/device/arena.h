@@ -5,7 +5,10 @@
 #pragma once
 
 #include <cstdint>
+#include <functional>
 #include <set>
+#include <string>
+#include <utility>
 #include <vector>
 
 #include "core/layout.h"
@@ -18,7 +21,11 @@ class PinnedArena {
   static constexpr std::uint64_t kSlotBytes = 128u << 10;
   static constexpr std::uint64_t kBlockBytes = 16u << 20;
 
-  explicit PinnedArena(std::uint64_t bound) : bound_(bound) {}
+  using Grown = std::function<void(const Piece& block)>;
+  // `grown` is told of memory that is added.
+  explicit PinnedArena(std::uint64_t bound, std::uint64_t block_bytes = kBlockBytes,
+                       Grown grown = {})
+      : bound_(bound), block_bytes_(block_bytes), grown_(std::move(grown)) {}
   ~PinnedArena();
   PinnedArena(const PinnedArena&) = delete;
   PinnedArena& operator=(const PinnedArena&) = delete;
@@ -31,14 +38,15 @@ class PinnedArena {
   void give(const Pieces& memory);
   const std::string& why() const { return why_; }
   std::uint64_t in_use() const { return in_use_; }
-  std::uint64_t page_locked() const { return blocks_.size() * kBlockBytes; }
+  std::uint64_t page_locked() const { return blocks_.size() * block_bytes_; }
   // Some memory of the arena, for asking whether a transport reaches such.
   const Layout& layout() const { return layout_; }
 
  private:
   bool grow();
 
-  const std::uint64_t bound_;
+  const std::uint64_t bound_, block_bytes_;
+  const Grown grown_;
   const Gpu* gpu_ = nullptr;
   std::vector<void*> blocks_;
   std::set<std::uint64_t> free_;  // addresses of slots: lowest first, so that slices lie together

@@ -20,6 +20,7 @@ DeviceCopies::~DeviceCopies() {
   for (auto& [device, used] : devices_) {
     const OnGpu on(*used.gpu);
     const CudaApi& api = used.gpu->api();
+    used.rows.reset();
     for (auto* lanes : used.lanes()) {
       for (Lane& lane : *lanes) {
         for (const Pending& pending : lane.queue) api.event_destroy(pending.event);
@@ -52,10 +53,13 @@ Status DeviceCopies::open(Device device) {
   if (!status.ok()) return status;
   const OnGpu on(*used.gpu);
   const CudaApi& api = used.gpu->api();
+  // What is launched here is short, and others wait for it: it goes before kernels that are queued.
+  int least = 0, greatest = 0;
+  if (api.stream_priorities(&least, &greatest) != kCudaSuccess) greatest = 0;
   for (auto* lanes : used.lanes()) {
     for (Lane& lane : *lanes) {
       if (!status.ok()) break;
-      status = cuda->check(api.stream_create(&lane.stream, kCudaStreamNonBlocking),
+      status = cuda->check(api.stream_create(&lane.stream, kCudaStreamNonBlocking, greatest),
                            "making a stream on " + name_of(*used.gpu));
     }
   }
@@ -91,20 +95,38 @@ Status DeviceCopies::record(Used& used, CudaStream stream, CudaEvent& event) {
   return recorded;
 }
 
-template <class Copy>
-CopyId DeviceCopies::start(Used& used, Lane& lane, const Pieces& host, const Pieces& gpu,
-                           Copy copy) {
+void DeviceCopies::open_rows(Device device) {
+  Used& used = devices_.at(device);
+  if (gather_bytes_max_ == 0 || used.rows) return;
   const OnGpu on(*used.gpu);
-  Pending pending{next_++, nullptr, {}, true};
-  std::size_t h = 0, g = 0;
-  std::uint64_t host_done = 0, gpu_done = 0;
-  while (pending.status.ok() && h < host.size() && g < gpu.size()) {
-    const std::uint64_t bytes = std::min(host[h].bytes - host_done, gpu[g].bytes - gpu_done);
-    pending.status = used.gpu->cuda().check(
-        copy(host[h].address + host_done, gpu[g].address + gpu_done, bytes, lane.stream),
-        "a copy of " + name_of(*used.gpu));
-    if ((host_done += bytes) == host[h].bytes) ++h, host_done = 0;
-    if ((gpu_done += bytes) == gpu[g].bytes) ++g, gpu_done = 0;
+  if (!tables_.open(*used.gpu).ok()) return;  // said by counts()
+  used.rows = std::make_unique<RowsKernel>(*used.gpu, tables_);
+  used.rows->open(used.out[0].stream);
+}
+
+// Many small pieces are worth a launch; large ones the copy engines move as quickly, and leave the
+// multiprocessors to others.
+bool DeviceCopies::gathers(const Used& used, const Pieces& from, const Pieces& to) {
+  const std::size_t pieces = std::max(from.size(), to.size());
+  if (!used.rows || pieces < kPiecesMin || !used.rows->ready()) return false;
+  list_.fill(from, to);
+  return list_.aligned() && list_.bytes() / pieces < gather_bytes_max_;
+}
+
+template <class Copy>
+CopyId DeviceCopies::start(Used& used, Lane& lane, const Pieces& from, const Pieces& to,
+                           bool mapped, Copy copy) {
+  const OnGpu on(*used.gpu);
+  Pending pending{next_++, nullptr, {}, true, {}};
+  const bool gathered = mapped && gathers(used, from, to) &&
+                        used.rows->launch(lane.stream, list_.rows(), pending.table, pending.status);
+  if (!gathered && pending.status.ok()) {
+    each_piece(from, to, [&](std::uint64_t source, std::uint64_t target, std::uint64_t bytes) {
+      if (!pending.status.ok()) return;
+      pending.status = used.gpu->cuda().check(copy(source, target, bytes, lane.stream),
+                                              "a copy of " + name_of(*used.gpu));
+      ++used.calls;
+    });
   }
   // What was queued before a failure still runs: its end is waited for all the same.
   const Status recorded = record(used, lane.stream, pending.event);
@@ -121,7 +143,7 @@ CopyId DeviceCopies::start(Used& used, Lane& lane, const Pieces& host, const Pie
 CopyId DeviceCopies::into(Device device, const Pieces& host, const Pieces& gpu) {
   Used& used = devices_.at(device);
   const CudaApi& api = used.gpu->api();
-  return start(used, used.in[used.turn++ % kStreams], host, gpu,
+  return start(used, used.in[used.turn++ % kStreams], host, gpu, true,
                [&](std::uint64_t from, std::uint64_t to, std::uint64_t bytes, CudaStream stream) {
                  return api.copy_in(to, reinterpret_cast<const void*>(from), bytes, stream);
                });
@@ -130,19 +152,36 @@ CopyId DeviceCopies::into(Device device, const Pieces& host, const Pieces& gpu) 
 CopyId DeviceCopies::out_of(Device device, const Pieces& gpu, const Pieces& host) {
   Used& used = devices_.at(device);
   const CudaApi& api = used.gpu->api();
-  return start(used, used.out[used.turn++ % kStreams], host, gpu,
-               [&](std::uint64_t to, std::uint64_t from, std::uint64_t bytes, CudaStream stream) {
+  return start(used, used.out[used.turn++ % kStreams], gpu, host, true,
+               [&](std::uint64_t from, std::uint64_t to, std::uint64_t bytes, CudaStream stream) {
                  return api.copy_out(reinterpret_cast<void*>(to), from, bytes, stream);
                });
 }
 
-CopyId DeviceCopies::across(Device device, const Pieces& from, const Pieces& to) {
+CopyId DeviceCopies::across(Device device, const Pieces& from, const Pieces& to, bool mapped) {
   Used& used = devices_.at(device);
   const CudaApi& api = used.gpu->api();
-  return start(used, used.across[used.turn++ % kStreams], from, to,
+  return start(used, used.across[used.turn++ % kStreams], from, to, mapped,
                [&](std::uint64_t at, std::uint64_t into, std::uint64_t bytes, CudaStream stream) {
                  return api.copy_across(into, at, bytes, stream);
                });
+}
+
+std::map<Device, DeviceCopies::Counts> DeviceCopies::counts() const {
+  std::map<Device, Counts> all;
+  for (const auto& [device, used] : devices_) {
+    Counts& found = all[device];
+    found.calls = used.calls;
+    if (gather_bytes_max_ == 0) {
+      found.why_not = "gpu_gather_bytes_max is 0";
+    } else if (!used.rows) {
+      found.why_not = tables_.why();
+    } else {
+      found.launches = used.rows->launches();
+      found.why_not = used.rows->why_not();
+    }
+  }
+  return all;
 }
 
 void DeviceCopies::finish(CopyId id) {
@@ -172,6 +211,12 @@ Status DeviceCopies::why_not_after(Device device, std::uint64_t stream) {
   return used.gpu->cuda().check(asked, "looking at the current stream");
 }
 
+Status DeviceCopies::settle_writes(Device device) const {
+  const Gpu& gpu = *devices_.at(device).gpu;
+  const OnGpu on(gpu);
+  return gpu.settle_writes();
+}
+
 Status DeviceCopies::mark(Device device, std::uint64_t stream, CopyId& id) {
   Used& used = devices_.at(device);
   const OnGpu on(*used.gpu);
@@ -187,7 +232,7 @@ Status DeviceCopies::mark(Device device, std::uint64_t stream, CopyId& id) {
     return status;
   }
   id = next_++;
-  used.marks.queue.push_back({id, event, {}, false});
+  used.marks.queue.push_back({id, event, {}, false, {}});
   return status;
 }
 
@@ -202,6 +247,7 @@ bool DeviceCopies::take_ended(Used& used, Pending& pending, std::vector<Ended>& 
     }
     used.spare.push_back(pending.event);
   }
+  tables_.give(pending.table);
   ended.push_back({pending.id, std::move(pending.status)});
   if (pending.copy) --running_;
   return true;

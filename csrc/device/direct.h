@@ -29,10 +29,10 @@ class DirectCopies final : public GpuCopier {
 
   const Gpu* gpu(Device device) const override { return copies_.gpu(device); }
   std::vector<Device> gpus() const override { return copies_.devices(); }
-  GpuCopyId copy(LinkId link, TransferId flow, Device device, const Pieces& from,
-                 const Pieces& to) override {
+  GpuCopyId copy(LinkId link, TransferId flow, Device device, const Pieces& from, const Pieces& to,
+                 bool mapped) override {
     const PeerId peer = peer_of_(link);
-    const CopyId id = copies_.across(device, from, to);
+    const CopyId id = copies_.across(device, from, to, mapped);
     running_.emplace(id, Running{link, peer, flow, node_.landing_origin(peer, flow)});
     return id;
   }

@@ -10,6 +10,7 @@ namespace tent {
 namespace {
 
 constexpr LinkId kMessages = 0;
+constexpr std::size_t kTornMax = 1024;
 
 void part_of(const Pieces& memory, std::uint64_t skip, std::uint64_t length, Pieces& out) {
   for (const Piece& piece : memory) {
@@ -23,11 +24,44 @@ void part_of(const Pieces& memory, std::uint64_t skip, std::uint64_t length, Pie
 
 }  // namespace
 
-void IncomingSlices::begin(LinkId link, PeerId peer, const FrameHeader& header, bool may_wait) {
+void IncomingSlices::begin(LinkId link, PeerId peer, const FrameHeader& header, Way way) {
   const Origin origin = node_.landing_origin(peer, header.flow);
   if (origin.device == kHost) return;
-  arriving_[link].push_back(
-      {peer, header.flow, header.offset, header.body_bytes, origin, may_wait, {}});
+  arriving_[link].push_back({peer, header.flow, header.offset, header.body_bytes, origin, way});
+}
+
+bool IncomingSlices::directly(LinkId link, TransferId flow, std::uint64_t offset,
+                              std::uint64_t length, const std::function<bool(Device)>& reaches) {
+  Arriving* slice = find(link, flow, offset, length);
+  if (slice == nullptr || slice->way != Way::MayDirect || slice->torn) return false;
+  if (slice->direct || !slice->memory.empty()) return slice->direct;
+  slice->direct = !never_directly_.contains({slice->peer, flow}) && reaches(slice->origin.device);
+  return slice->direct;
+}
+
+Device IncomingSlices::placed_directly(LinkId link, const FrameHeader& header) {
+  const Arriving* slice = find(link, header.flow, header.offset, header.body_bytes);
+  if (slice == nullptr || !slice->direct) return kHost;
+  const Device device = slice->origin.device;
+  drop(link, slice);
+  return device;
+}
+
+bool IncomingSlices::torn(LinkId link, TransferId flow, std::uint64_t offset,
+                          std::uint64_t length) {
+  Arriving* slice = find(link, flow, offset, length);
+  if (slice == nullptr || !slice->direct) return false;
+  slice->torn = true;
+  slice->direct = false;
+  if (never_directly_.size() >= kTornMax) never_directly_.clear();
+  never_directly_.emplace(slice->peer, flow);
+  return true;
+}
+
+void IncomingSlices::drop(LinkId link, const Arriving* slice) {
+  OnLink& slices = arriving_[link];
+  slices.erase(slices.begin() + (slice - slices.data()));
+  if (slices.empty()) arriving_.erase(link);
 }
 
 IncomingSlices::Arriving* IncomingSlices::find(LinkId link, TransferId flow, std::uint64_t offset,
@@ -68,8 +102,9 @@ bool IncomingSlices::landing(LinkId link, TransferId flow, std::uint64_t offset,
   Arriving* slice = find(link, flow, offset, length);
   if (slice == nullptr) return true;
   out.clear();
+  if (slice->torn) return false;
   if (slice->memory.empty() &&
-      !take(link, slice->peer, flow, slice->bytes, slice->may_wait, slice->memory)) {
+      !take(link, slice->peer, flow, slice->bytes, slice->way == Way::MayWait, slice->memory)) {
     // Without a piece named, the transport asks again.
     return node_.landing_origin(slice->peer, flow).device != kHost;
   }
@@ -82,15 +117,13 @@ std::optional<bool> IncomingSlices::landed(LinkId link, const FrameHeader& heade
   Arriving* found = find(link, header.flow, header.offset, header.body_bytes);
   if (found == nullptr) return {};
   Arriving slice = std::move(*found);
-  OnLink& slices = arriving_[link];
-  slices.erase(slices.begin() + (found - slices.data()));
-  if (slices.empty()) arriving_.erase(link);
+  drop(link, found);
   Pieces to;
   if (!node_.landing(link, header.flow, header.offset, header.body_bytes, to)) {
     give(link, slice.memory);
     return {};
   }
-  if (slice.memory.empty()) return false;  // the transport never asked where it goes
+  if (slice.memory.empty()) return false;  // torn, or the transport never asked where it goes
   std::uint64_t fresh = 0;
   if (!node_.arrived(link, header, slice.memory, fresh, now)) {
     give(link, slice.memory);

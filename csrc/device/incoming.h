@@ -8,8 +8,10 @@
 
 #include <cstdint>
 #include <deque>
+#include <functional>
 #include <map>
 #include <optional>
+#include <set>
 #include <string>
 #include <unordered_map>
 #include <utility>
@@ -26,9 +28,22 @@ class IncomingSlices {
   IncomingSlices(DeviceCopies& copies, PinnedArena& arena, Node& node)
       : copies_(copies), arena_(arena), node_(node) {}
 
-  // A slice's header has come. `may_wait`: its transport can be told that there is no memory now;
-  // others always get some, and their window bounds it.
-  void begin(LinkId link, PeerId peer, const FrameHeader& header, bool may_wait);
+  // What a link can do with a slice whose bytes belong on a GPU.
+  enum class Way : std::uint8_t {
+    MayWait,    // it can be told that there is no memory now
+    Always,     // it always gets some, and its window bounds it
+    MayDirect,  // the same, and its device may place the bytes into the GPU's memory itself
+  };
+  // A slice's header has come.
+  void begin(LinkId link, PeerId peer, const FrameHeader& header, Way way);
+  // A device is to place the bytes by itself: whether it may do so where `to` is, the GPU's memory,
+  // which `reaches` is asked for. Then all of the slice goes there.
+  bool directly(LinkId link, TransferId flow, std::uint64_t offset, std::uint64_t length,
+                const std::function<bool(Device)>& reaches);
+  // All of the slice was placed so: the device. Forgets the slice.
+  Device placed_directly(LinkId link, const FrameHeader& header);
+  // ... or some of it was, and bytes came that a processor has to put there: it cannot.
+  bool torn(LinkId link, TransferId flow, std::uint64_t offset, std::uint64_t length);
   // Puts host memory in the place of a GPU's in `out`: none at all while there is none, and the
   // transport asks again. False: drop the bytes.
   bool landing(LinkId link, TransferId flow, std::uint64_t offset, std::uint64_t length,
@@ -53,8 +68,9 @@ class IncomingSlices {
     TransferId flow;
     std::uint64_t offset, bytes;
     Origin origin;
-    bool may_wait;
-    Pieces memory;
+    Way way;
+    bool direct = false, torn = false;
+    Pieces memory = {};
   };
   struct Running {  // to the GPU
     PeerId peer;
@@ -76,6 +92,7 @@ class IncomingSlices {
   bool take(LinkId link, PeerId peer, TransferId flow, std::uint64_t bytes, bool may_wait,
             Pieces& memory);
   void give(LinkId link, const Pieces& memory);
+  void drop(LinkId link, const Arriving* slice);
   Arriving* find(LinkId link, TransferId flow, std::uint64_t offset, std::uint64_t length);
   void start(Running running, const Pieces& to);
 
@@ -88,6 +105,7 @@ class IncomingSlices {
   std::map<std::pair<PeerId, TransferId>, std::size_t> placing_;
   std::unordered_map<LinkId, std::size_t> holding_;  // slices with memory
   std::deque<Small> messages_;
+  std::set<std::pair<PeerId, TransferId>> never_directly_;  // flows that were torn
 };
 
 }  // namespace tent

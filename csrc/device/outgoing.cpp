@@ -7,15 +7,21 @@
 
 namespace tent {
 
-bool OutgoingSlices::keep(LinkId link, Frame& frame) {
+bool OutgoingSlices::keep(LinkId link, Frame& frame, bool direct) {
   const auto waiting = kept_.find(link);
   const FrameHeader& header = frame.header;
   if (header.kind == FrameKind::Ack) return false;  // has no place in the order
   const Origin origin =
       header.kind == FrameKind::Slice ? node_.source_origin(header.flow) : Origin{};
   if (origin.device == kHost && waiting == kept_.end()) return false;
+  const Key key{header.flow, header.offset};
+  // One that was copied already goes from there, and none overtakes those that wait.
+  if (direct && waiting == kept_.end() && !entries_.contains(key)) {
+    direct_[link].insert_or_assign(key, header.body_bytes);
+    return false;
+  }
   if (origin.device != kHost) {
-    const auto [found, fresh] = entries_.try_emplace({header.flow, header.offset});
+    const auto [found, fresh] = entries_.try_emplace(key);
     Entry& entry = found->second;
     if (fresh) {
       entry.bytes = header.body_bytes;
@@ -117,7 +123,18 @@ bool OutgoingSlices::source(TransferId flow, std::uint64_t offset, std::uint64_t
   return true;
 }
 
-void OutgoingSlices::left(TransferId flow, std::uint64_t offset, bool acknowledged) {
+bool OutgoingSlices::sends_directly(LinkId link, TransferId flow, std::uint64_t offset) const {
+  const auto slices = direct_.find(link);
+  if (slices == direct_.end()) return false;
+  const auto after = slices->second.upper_bound({flow, offset});
+  if (after == slices->second.begin()) return false;
+  const auto& [key, bytes] = *std::prev(after);
+  return key.first == flow && offset - key.second < bytes;
+}
+
+void OutgoingSlices::left(LinkId link, TransferId flow, std::uint64_t offset, bool acknowledged) {
+  const auto slices = direct_.find(link);
+  if (slices != direct_.end() && slices->second.erase({flow, offset}) != 0) return;
   const auto found = entries_.find({flow, offset});
   if (found == entries_.end() || found->second.link == 0) return;
   Entry& entry = found->second;
@@ -131,7 +148,10 @@ void OutgoingSlices::left(TransferId flow, std::uint64_t offset, bool acknowledg
   ++strays_;
 }
 
-void OutgoingSlices::forget(LinkId link) { kept_.erase(link); }
+void OutgoingSlices::forget(LinkId link) {
+  kept_.erase(link);
+  direct_.erase(link);
+}
 
 void OutgoingSlices::drop(std::map<Key, Entry>::iterator found) {
   Entry& entry = found->second;

@@ -24,8 +24,10 @@ class OutgoingSlices {
   OutgoingSlices(DeviceCopies& copies, PinnedArena& arena, const Node& node, bool checksum)
       : copies_(copies), arena_(arena), node_(node), checksum_(checksum) {}
 
-  // True: the frame was taken, and advance() gives it out once it may go.
-  bool keep(LinkId link, Frame& frame);
+  // True: the frame was taken, and advance() gives it out once it may go. `direct`: its link can
+  // read the GPU's memory itself.
+  bool keep(LinkId link, Frame& frame, bool direct);
+  bool sends_directly(LinkId link, TransferId flow, std::uint64_t offset) const;
   // Starts copies where there is memory for them. Appends frames that may go, in order, and flows
   // whose bytes cannot be had.
   void advance(std::vector<std::pair<LinkId, Frame>>& ready,
@@ -40,7 +42,7 @@ class OutgoingSlices {
   // Where the copied bytes of a slice lie.
   bool source(TransferId flow, std::uint64_t offset, std::uint64_t length, Pieces& out) const;
   // A slice has left its link: acknowledged, or lost with it.
-  void left(TransferId flow, std::uint64_t offset, bool acknowledged);
+  void left(LinkId link, TransferId flow, std::uint64_t offset, bool acknowledged);
   void forget(LinkId link);
   bool copying(TransferId transfer) const { return copying_.contains(transfer); }
   bool copying_segment(SegmentId segment) const;
@@ -68,6 +70,7 @@ class OutgoingSlices {
   const Node& node_;
   const bool checksum_;
   std::map<Key, Entry> entries_;
+  std::map<LinkId, std::map<Key, std::uint64_t>> direct_;  // that no copy is made of: their bytes
   std::map<LinkId, std::deque<Frame>> kept_;
   std::unordered_map<CopyId, Key> running_;
   std::unordered_map<TransferId, std::size_t> copying_;

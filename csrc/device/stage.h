@@ -12,6 +12,7 @@
 #include "device/direct.h"
 #include "device/incoming.h"
 #include "device/outgoing.h"
+#include "engine/engine_settings.h"
 
 namespace tent {
 
@@ -29,9 +30,13 @@ struct Mark {
 
 class DeviceStage {
  public:
-  DeviceStage(Node& node, bool checksum, int wait_set, std::function<PeerId(LinkId)> peer_of)
+  DeviceStage(Node& node, const EngineSettings& settings, int wait_set,
+              std::function<PeerId(LinkId)> peer_of, PinnedArena::Grown grown)
       : alarm(wait_set),
-        out(copies, arena, node, checksum),
+        copies(settings.gpu_gather_bytes_max),
+        arena(kPinnedBytesEachWay, PinnedArena::kBlockBytes, grown),
+        arena_in(kPinnedBytesEachWay, PinnedArena::kBlockBytes, grown),
+        out(copies, arena, node, settings.checksum),
         in(copies, arena_in, node),
         direct(copies, node, std::move(peer_of)) {}
 
@@ -39,6 +44,7 @@ class DeviceStage {
     Status status = copies.open(device);
     if (status.ok()) status = arena.open(*copies.gpu(device));
     if (status.ok()) status = arena_in.open(*copies.gpu(device));
+    if (status.ok()) copies.open_rows(device);
     return status;
   }
   // Nobody tells when a GPU is done: somebody must look again soon.
@@ -61,7 +67,7 @@ class DeviceStage {
   // Destroyed in the opposite order: the memory before the contexts that locked it.
   Alarm alarm;
   DeviceCopies copies;
-  PinnedArena arena{kPinnedBytesEachWay}, arena_in{kPinnedBytesEachWay};
+  PinnedArena arena, arena_in;
   OutgoingSlices out;
   IncomingSlices in;
   DirectCopies direct;

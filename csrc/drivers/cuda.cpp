@@ -47,6 +47,10 @@ const Cuda* Cuda::load(const std::string& library, std::string& why) {
       each_cuda_function(cuda->api_, [&](auto& function, const char* name) {
         resolve(opened, function, name, missing);
       });
+      std::string absent;  // is no reason
+      each_newer_cuda_function(cuda->api_, [&](auto& function, const char* name) {
+        resolve(opened, function, name, absent);
+      });
       Status status;
       if (!missing.empty()) {
         status = {Code::Failed, "the CUDA driver has no " + missing + ": it is older than 11.4",
@@ -160,7 +164,25 @@ std::unique_ptr<Gpu> Gpu::open(const Cuda& cuda, int device, Status& status) {
     status =
         cuda.check(cuda.api().primary_retain(&gpu->context_, id), "using the context of " + name);
   }
-  return status.ok() ? std::move(gpu) : nullptr;
+  if (!status.ok()) return nullptr;
+  int ordering = 0, options = 0;
+  const auto ask = [&](int* value, int which) {
+    return cuda.api().device_attribute(value, which, id) == kCudaSuccess;
+  };
+  gpu->orders_writes_ =
+      ask(&ordering, kCudaRdmaWritesOrdering) && ordering >= kCudaRdmaOrderedForOwner;
+  gpu->flushes_ = cuda.api().flush_rdma_writes != nullptr && ask(&options, kCudaRdmaFlushOptions) &&
+                  (options & kCudaRdmaFlushByHost) != 0;
+  return gpu;
+}
+
+Status Gpu::settle_writes() const {
+  if (orders_writes_) return {};
+  if (!flushes_) {
+    return {Code::Failed, "the GPU does not say when writes of RDMA devices are seen by it", ""};
+  }
+  return cuda_.check(api().flush_rdma_writes(kCudaFlushCurrentContext, kCudaFlushToOwner),
+                     "flushing what an RDMA device has written");
 }
 
 Gpu::~Gpu() {

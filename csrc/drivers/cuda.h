@@ -56,12 +56,16 @@ class Gpu {
   const CudaApi& api() const { return cuda_.api(); }
   int device() const { return device_; }
   CudaContext context() const { return context_; }
+  // After it, what an RDMA device has written into the GPU's memory is seen by all work that is
+  // queued from here on. The context is current. Costs nothing where the GPU orders such writes.
+  Status settle_writes() const;
 
  private:
   Gpu(const Cuda& cuda, int device) : cuda_(cuda), device_(device) {}
   const Cuda& cuda_;
   const int device_;
   CudaContext context_ = nullptr;
+  bool orders_writes_ = false, flushes_ = false;
 };
 
 // Makes the device's context current for as long as it lives, and lets this thread make calls that

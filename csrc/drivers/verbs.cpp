@@ -127,6 +127,7 @@ bool Verbs::resolve(std::string& missing) {
   take(dealloc_pd, "ibv_dealloc_pd");
   take(reg_mr, "ibv_reg_mr");
   take(dereg_mr, "ibv_dereg_mr");
+  reg_dmabuf_mr = reinterpret_cast<decltype(reg_dmabuf_mr)>(::dlsym(library_, "ibv_reg_dmabuf_mr"));
   take(create_comp_channel, "ibv_create_comp_channel");
   take(destroy_comp_channel, "ibv_destroy_comp_channel");
   take(create_cq, "ibv_create_cq");

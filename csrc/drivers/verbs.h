@@ -1,7 +1,7 @@
 // Stage: transport. libibverbs, opened at run time: the table of its functions. Made once per
 // engine, when the first RDMA rail is asked for; any thread may call through it.
-// What always holds: a Verbs that exists has every function; where the library or one of them is
-// missing, open() says which, and what to install.
+// What always holds: a Verbs that exists has every function but those that say so; where the
+// library or one of them is missing, open() says which, and what to install.
 #pragma once
 
 #include <memory>
@@ -33,6 +33,9 @@ class Verbs {
   ibv::Pd* (*alloc_pd)(ibv::Context*) = nullptr;
   int (*dealloc_pd)(ibv::Pd*) = nullptr;
   ibv::Mr* (*reg_mr)(ibv::Pd*, void*, std::size_t, int) = nullptr;
+  // Null where the library is older than rdma-core 34.
+  ibv::Mr* (*reg_dmabuf_mr)(ibv::Pd*, std::uint64_t, std::size_t, std::uint64_t, int,
+                            int) = nullptr;
   int (*dereg_mr)(ibv::Mr*) = nullptr;
   ibv::CompChannel* (*create_comp_channel)(ibv::Context*) = nullptr;
   int (*destroy_comp_channel)(ibv::CompChannel*) = nullptr;

@@ -41,6 +41,7 @@ Exchange::Exchange(const EngineSettings& settings, int wait_set, ControlEvents& 
       cma_(wait_set, doorbell),
       node_(settings, *this),
       wait_set_(wait_set),
+      settings_(settings),
       checksum_(settings.checksum),
       cuda_ipc_(wait_set, doorbell) {
   rdma.memory.wanted = settings.rdma;
@@ -59,6 +60,7 @@ bool Exchange::poll(TimeNs now) {
   }
   if (rdma.active()) {
     moved |= rdma.poll(*this);
+    if (devices_) look_at_pairs();
     if (rdma.memory.complains()) {
       events_.add({ControlEvent::Kind::Said, 0, 0, "", rdma.memory.take_complaint()});
     }
@@ -128,7 +130,7 @@ void Exchange::send_out() {
       ++to->rail->slices_sent;
     }
     const bool staged = devices_ && to->kind != RailKind::CudaIpc;
-    if (staged && devices_->out.keep(link, frame)) continue;
+    if (staged && devices_->out.keep(link, frame, reads_gpu(link, *to, frame.header))) continue;
     to->transport->post(link, std::move(frame));
     if (std::exchange(to->posted, true)) continue;
     posted_.push_back(link);
@@ -136,7 +138,6 @@ void Exchange::send_out() {
   for (const LinkId link : posted_) {
     Port* to = port(link);
     to->posted = false;
-    const NamesGpus names(*this, to->kind == RailKind::CudaIpc);
     to->transport->send(link, *this);
   }
   posted_.clear();

@@ -77,6 +77,7 @@ class Exchange final : public Transfers, private Outbox, private Receiver {
   bool copying(SegmentId segment) const;
   // Waits until no copy goes on, bounded, and gives all of the GPUs back. No link may be up.
   void end_copies();
+  std::map<Device, DeviceCopies::Counts> gpus() const;  // that are in use
   void watch(const OperationRef& operation, Watch watch);
 
   // Transfers: what collectives use.
@@ -105,18 +106,6 @@ class Exchange final : public Transfers, private Outbox, private Receiver {
     std::vector<int> fds;  // the transport owns them
     bool posted = false;   // something that was not sent yet
   };
-  class NamesGpus {  // while one lives, source() gives out addresses of GPUs
-   public:
-    explicit NamesGpus(Exchange& owner, bool names = true) : owner_(owner) {
-      owner_.names_gpus_ = names;
-    }
-    ~NamesGpus() { owner_.names_gpus_ = false; }
-    NamesGpus(const NamesGpus&) = delete;
-    NamesGpus& operator=(const NamesGpus&) = delete;
-
-   private:
-    Exchange& owner_;
-  };
   struct Down {
     LinkId link;
     Status why;
@@ -144,8 +133,11 @@ class Exchange final : public Transfers, private Outbox, private Receiver {
   bool slice(LinkId link, const FrameHeader& header) override;
   bool landing(LinkId link, TransferId flow, std::uint64_t offset, std::uint64_t length,
                Pieces& out) override;
+  bool landing_of_device(LinkId link, TransferId flow, std::uint64_t offset, std::uint64_t length,
+                         Pieces& out) override;
   bool landed(LinkId link, const FrameHeader& header) override;
-  bool source(TransferId flow, std::uint64_t offset, std::uint64_t length, Pieces& out) override;
+  bool source(LinkId link, TransferId flow, std::uint64_t offset, std::uint64_t length,
+              Pieces& out) override;
   void down(LinkId link, const Status& why) override;
   void rested(LinkId link) override { downs_.push_back({link, {}, true}); }
 
@@ -169,6 +161,8 @@ class Exchange final : public Transfers, private Outbox, private Receiver {
   bool carries(LinkId link, const Layout& source, Device landing);
   bool by_cuda_ipc(LinkId link, const Port& to, const Layout& source, Device landing);
   void wish_for_cuda_ipc(PeerId peer);
+  bool reads_gpu(LinkId link, const Port& to, const FrameHeader& header);
+  void look_at_pairs();
   void order(Request& request);
   void let_time_pass(TimeNs now);
 
@@ -179,9 +173,11 @@ class Exchange final : public Transfers, private Outbox, private Receiver {
   Node node_;
   const int wait_set_;
   std::unique_ptr<DeviceStage> devices_;  // null: no memory of a GPU was ever named
+  const EngineSettings settings_;
   const bool checksum_;
-  CudaIpcTransport cuda_ipc_;  // its links use what is in devices_
-  bool names_gpus_ = false, cuda_ipc_said_ = false;
+  CudaIpcTransport cuda_ipc_;          // its links use what is in devices_
+  std::vector<std::uint64_t> pinned_;  // page-locked blocks that RDMA devices may touch
+  bool cuda_ipc_said_ = false;
   std::map<PeerId, TimeNs> cuda_ipc_wishes_;  // when it may be wished for again
   TimeNs freed_look_ = 0;                     // 0: nothing of ours is open elsewhere
 

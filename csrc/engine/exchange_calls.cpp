@@ -77,7 +77,7 @@ void Exchange::peer_lost(PeerId peer, const Status& why) {
 void Exchange::noted(SegmentId segment) { bells.ring(segment, operations.aftermath()); }
 
 void Exchange::traced(const SliceEvent& event) {
-  if (devices_) devices_->out.left(event.flow, event.offset, event.acked);
+  if (devices_) devices_->out.left(event.link, event.flow, event.offset, event.acked);
   if (event.acked && !trace.on()) return;
   const RailRef rail = rail_of(event.link);
   if (!rail) return;
@@ -87,10 +87,10 @@ void Exchange::traced(const SliceEvent& event) {
 
 // Memory that this transfer keeps in place is what RDMA devices may register.
 void Exchange::hold(const Request& request) {
-  if (!rdma.memory.wanted || request.local.device() != kHost) return;
+  if (!rdma.memory.wanted) return;
   Pieces memory;
   if (memory_of(request.local, true, memory)) {
-    rdma.memory.hold({MemoryOwner::Kind::Transfer, request.id}, memory);
+    rdma.memory.hold({MemoryOwner::Kind::Transfer, request.id}, memory, request.local.device());
   }
 }
 
@@ -134,6 +134,8 @@ bool Exchange::reaches(LinkId link, const Layout& given, Device landing, RailKin
   if (direct && by_cuda_ipc(link, *to, given, landing)) return false;
   // Bytes of a GPU go from host memory of ours.
   const bool on_gpu = given.device() != kHost && devices_;
+  const bool by_rdma = on_gpu && to->kind == RailKind::Rdma && !checksum_;
+  if (by_rdma && rdma.moves(link, given.device())) return true;
   const Layout& source = on_gpu ? devices_->arena.layout() : given;
   const Reach reach = reach_of(*to->transport, link, source);
   if (reach == Reach::No || to->kind == RailKind::Tcp) return reach != Reach::No;
@@ -163,7 +165,12 @@ bool Exchange::slice(LinkId link, const FrameHeader& header) {
   if (devices_) {
     const Port* from = port(link);
     if (from && from->kind != RailKind::CudaIpc) {
-      devices_->in.begin(link, from->peer, header, from->kind != RailKind::Rdma);
+      using Way = IncomingSlices::Way;
+      // What is summed, or carried in messages, a processor must see.
+      const bool seen = (header.flags & kHasCrc) != 0 || header.body_bytes <= RdmaLink::kCarriedMax;
+      const Way by_rdma = seen ? Way::Always : Way::MayDirect;
+      devices_->in.begin(link, from->peer, header,
+                         from->kind == RailKind::Rdma ? by_rdma : Way::MayWait);
     }
   }
   return true;
@@ -172,7 +179,22 @@ bool Exchange::slice(LinkId link, const FrameHeader& header) {
 bool Exchange::landing(LinkId link, TransferId flow, std::uint64_t offset, std::uint64_t length,
                        Pieces& out) {
   if (!node_.landing(link, flow, offset, length, out)) return false;
-  return !devices_ || devices_->in.landing(link, flow, offset, length, out);
+  if (!devices_) return true;
+  if (devices_->in.torn(link, flow, offset, length)) {
+    out.clear();
+    down(link, {Code::Failed, "bytes for a GPU came in a message in the middle of a slice", ""});
+    return false;
+  }
+  return devices_->in.landing(link, flow, offset, length, out);
+}
+
+bool Exchange::landing_of_device(LinkId link, TransferId flow, std::uint64_t offset,
+                                 std::uint64_t length, Pieces& out) {
+  if (!node_.landing(link, flow, offset, length, out)) return false;
+  if (!devices_) return true;
+  const auto reaches = [&](Device gpu) { return rdma.moves(link, gpu) && rdma.places(link, out); };
+  if (devices_->in.directly(link, flow, offset, length, reaches)) return true;
+  return devices_->in.landing(link, flow, offset, length, out);
 }
 
 bool Exchange::landed(LinkId link, const FrameHeader& header) {
@@ -181,6 +203,10 @@ bool Exchange::landed(LinkId link, const FrameHeader& header) {
     ++from->rail->slices_received;
   }
   if (devices_) {
+    if (const Device device = devices_->in.placed_directly(link, header); device != kHost) {
+      const Status seen = devices_->copies.settle_writes(device);
+      if (!seen.ok()) return down(link, seen), false;
+    }
     const RailRef rail = rail_of(link);
     if (const auto intact = devices_->in.landed(link, header, rail ? rail->name : "", now_ns())) {
       return *intact || malformed(link);
@@ -189,9 +215,15 @@ bool Exchange::landed(LinkId link, const FrameHeader& header) {
   return node_.landed(link, header, now_ns()) || malformed(link);
 }
 
-bool Exchange::source(TransferId flow, std::uint64_t offset, std::uint64_t length, Pieces& out) {
-  if (devices_ && !names_gpus_ && node_.source_origin(flow).device != kHost) {
-    return devices_->out.source(flow, offset, length, out);
+// The addresses that a link between GPUs names, or an RDMA device reads, are those of the GPU; all
+// others get those of copies.
+bool Exchange::source(LinkId link, TransferId flow, std::uint64_t offset, std::uint64_t length,
+                      Pieces& out) {
+  if (devices_ && node_.source_origin(flow).device != kHost) {
+    const Port* to = port(link);
+    const bool named =
+        to && (to->kind == RailKind::CudaIpc || devices_->out.sends_directly(link, flow, offset));
+    if (!named) return devices_->out.source(flow, offset, length, out);
   }
   return node_.source(flow, offset, length, out);
 }

@@ -18,7 +18,11 @@ const Status kNeverReached{Code::Cancelled, "the engine was closed while a strea
 Status Exchange::open_device(Device device) {
   if (!devices_) {
     const auto peer_of = [this](LinkId link) { return port(link)->peer; };
-    devices_ = std::make_unique<DeviceStage>(node_, checksum_, wait_set_, peer_of);
+    const auto grown = [this](const Piece& block) {
+      rdma.memory.hold({MemoryOwner::Kind::Pinned, block.address}, {block});
+      pinned_.push_back(block.address);
+    };
+    devices_ = std::make_unique<DeviceStage>(node_, settings_, wait_set_, peer_of, grown);
     cuda_ipc_.attach(&devices_->direct);
   }
   const Status status = devices_->open(device);
@@ -26,12 +30,34 @@ Status Exchange::open_device(Device device) {
   return status;
 }
 
-// The addresses that source() names over this link are those of the GPU, not of copies.
 bool Exchange::poll_cuda_ipc() {
-  const NamesGpus names(*this);
   const bool moved = cuda_ipc_.poll(*this);
   if (cuda_ipc_.take_news()) node_.ask_again();
   return moved;
+}
+
+// Whether this slice goes over RDMA right out of the GPU's memory.
+bool Exchange::reads_gpu(LinkId link, const Port& to, const FrameHeader& header) {
+  if (to.kind != RailKind::Rdma || header.kind != FrameKind::Slice || checksum_) return false;
+  const Device device = node_.source_origin(header.flow).device;
+  if (device == kHost || header.body_bytes <= RdmaLink::kCarriedMax) return false;
+  Pieces memory;
+  return rdma.moves(link, device) &&
+         node_.source(header.flow, header.offset, header.body_bytes, memory) &&
+         rdma.names(link, memory);
+}
+
+// Where a trial has ended, it may be that more can go directly, or a reason is to be said.
+void Exchange::look_at_pairs() {
+  for (const GpuPairs::Pair& pair : rdma.memory.gpus.news()) {
+    node_.ask_again();
+    stir();
+    if (pair.why_not.empty()) continue;
+    events_.add({ControlEvent::Kind::Said, 0, 0, "",
+                 "RDMA device " + pair.port +
+                     " does not move the memory of cuda:" + std::to_string(pair.gpu) +
+                     " by itself, which goes through the host's: " + pair.why_not});
+  }
 }
 
 // A link between GPUs leaves nothing to the others; until there is one, it is asked for.
@@ -172,6 +198,11 @@ bool Exchange::copying(SegmentId segment) const {
   return devices_ && devices_->copying_segment(segment);
 }
 
+std::map<Device, DeviceCopies::Counts> Exchange::gpus() const {
+  if (!devices_) return {};
+  return devices_->copies.counts();
+}
+
 void Exchange::end_copies() {
   if (!devices_) return;
   const TimeNs until = now_ns() + kLastCopies;
@@ -185,6 +216,9 @@ void Exchange::end_copies() {
     if (mark.then != nullptr) reached_.emplace_back(mark.then, kNeverReached);
   }
   cuda_ipc_.attach(nullptr);
+  for (const std::uint64_t block : std::exchange(pinned_, {})) {
+    rdma.memory.drop({MemoryOwner::Kind::Pinned, block});
+  }
   devices_.reset();
 }
 

@@ -68,10 +68,11 @@ class CudaIpcLink final : public LocalLink, public GpuFetcher {
       return 0;
     }
     from_.clear();
+    mapped_ = true;
     for (const NamedPiece& piece : from) {
       if (!find(piece, Device(device))) return 0;
     }
-    return owner_.copier_->copy(state.id, flow, Device(device), from_, to);
+    return owner_.copier_->copy(state.id, flow, Device(device), from_, to, mapped_);
   }
   void finish(GpuCopyId id) override { owner_.copier_->finish(id); }
 
@@ -138,6 +139,8 @@ class CudaIpcLink final : public LocalLink, public GpuFetcher {
       owner_.denied_.emplace(device, space->gpu);
       return state.broke(why);
     }
+    // Within one process nothing was opened: only copies find their way to another GPU's memory.
+    mapped_ &= socket.pid() != ::getpid() || space->gpu == owner_.gpu(device)->cuda().key(device);
     from_.push_back({base + piece.place, piece.bytes});
     return true;
   }
@@ -147,6 +150,7 @@ class CudaIpcLink final : public LocalLink, public GpuFetcher {
   std::size_t preface_bytes_ = 0;
   std::vector<std::uint64_t> freed_;  // to be closed once nothing is copied
   Pieces from_;
+  bool mapped_ = true;  // kernels can read all of it
 };
 static_assert(sizeof(ChunkHeader) + sizeof(SharedSpace) <= kPrefaceBytesMax);
 

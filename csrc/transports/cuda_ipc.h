@@ -24,9 +24,10 @@ class GpuCopier {
   virtual ~GpuCopier() = default;
   virtual const Gpu* gpu(Device device) const = 0;  // null: it is not in use
   virtual std::vector<Device> gpus() const = 0;
-  // From memory that the device can read into its own. CudaIpcTransport::copied() tells its end.
+  // From memory that the device can read into its own; `mapped`: kernels on it can, too.
+  // CudaIpcTransport::copied() tells its end.
   virtual GpuCopyId copy(LinkId link, TransferId flow, Device device, const Pieces& from,
-                         const Pieces& to) = 0;
+                         const Pieces& to, bool mapped) = 0;
   virtual void finish(GpuCopyId id) = 0;  // returns when the GPU has done it
 };
 

@@ -52,7 +52,7 @@ SliceWriter::Next InlineSliceWriter::gather(bool committed, Receiver& receiver, 
   if (done_ < payload && ending_ == Ending::Intact) {
     const std::uint64_t bytes = std::min(payload - done_, bite_.bytes());
     pieces_.clear();
-    if (receiver.source(header_.flow, header_.offset + done_, bytes, pieces_)) {
+    if (receiver.source(link_.id, header_.flow, header_.offset + done_, bytes, pieces_)) {
       bite_.learn(pieces_.size());
       const std::uint64_t gathered = append_pieces(pieces_, bytes, parts);
       if (done_ + gathered == payload) parts.push_back(part_of(&kIntact, sizeof kIntact));

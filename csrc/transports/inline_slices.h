@@ -15,6 +15,7 @@ enum class Ending : std::uint32_t { Intact = 0x4b4f4e54, Torn = 0x4e525454 };
 
 class InlineSliceWriter final : public SliceWriter {
  public:
+  explicit InlineSliceWriter(const LinkState& link) : link_(link) {}
   void begin(const FrameHeader& header) override;
   Next gather(bool committed, Receiver& receiver, std::uint64_t& budget,
               std::vector<iovec>& parts) override;
@@ -23,6 +24,7 @@ class InlineSliceWriter final : public SliceWriter {
  private:
   void gather_filler(std::vector<iovec>& parts) const;
 
+  const LinkState& link_;
   FrameHeader header_;
   std::uint64_t done_ = 0;  // bytes of payload and ending
   Ending ending_ = Ending::Intact;

@@ -30,9 +30,9 @@ SliceWriter::Next LocalSliceWriter::name_next(bool committed, Receiver& receiver
   const std::uint64_t bytes = std::min(header_.body_bytes - done_, bite_.bytes());
   pieces_.clear();
   named_.clear();
-  if (receiver.source(header_.flow, header_.offset + done_, bytes, pieces_)) {
+  if (receiver.source(link_.id, header_.flow, header_.offset + done_, bytes, pieces_)) {
     bite_.learn(pieces_.size());
-    if (namer_.carries(pieces_)) {
+    if (namer_.carries(pieces_, header_.body_bytes)) {
       write_bytes();
       return Next::Ready;
     }

@@ -29,9 +29,9 @@ class PieceNamer {
   // What the peer must know before it can understand the names of the last name(): whole chunks, at
   // most kPrefaceBytesMax.
   virtual std::span<const std::uint8_t> preface() { return {}; }
-  // Whether these bytes are to follow in the chunk, since naming them costs more or is not
-  // possible.
-  virtual bool carries(const Pieces&) { return false; }
+  // Whether these bytes are to follow in the chunk, since naming them costs more (for a slice of so
+  // many bytes in all) or is not possible.
+  virtual bool carries(const Pieces&, std::uint64_t slice_bytes) { return slice_bytes == 0; }
 };
 
 // The receiver's half. Both return false after they have set the link's fault.
@@ -46,7 +46,7 @@ class PieceFetcher {
 
 class LocalSliceWriter final : public SliceWriter {
  public:
-  explicit LocalSliceWriter(PieceNamer& namer) : namer_(namer) {}
+  LocalSliceWriter(const LinkState& link, PieceNamer& namer) : link_(link), namer_(namer) {}
   void begin(const FrameHeader& header) override;
   Next gather(bool committed, Receiver& receiver, std::uint64_t& budget,
               std::vector<iovec>& parts) override;
@@ -57,6 +57,7 @@ class LocalSliceWriter final : public SliceWriter {
   void write_chunk(ChunkHeader::Kind kind);
   void write_bytes();
 
+  const LinkState& link_;
   PieceNamer& namer_;
   FrameHeader header_;
   std::uint64_t done_ = 0;     // payload bytes whose chunks are on the stream

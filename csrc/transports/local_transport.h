@@ -22,7 +22,7 @@ class LocalLink : public PieceNamer, public PieceFetcher {
   // `own`: how slices are taken, where it is not by copying them at once.
   explicit LocalLink(SliceReader* own = nullptr)
       : channel(state),
-        slices_out(*this),
+        slices_out(state, *this),
         slices_in(state, channel, *this),
         reader(state, channel, own != nullptr ? *own : slices_in),
         writer(state, channel, slices_out) {}

@@ -49,6 +49,7 @@ RdmaTransport::RdmaTransport(int wait_set, std::string library, std::uint64_t po
 }
 
 RdmaTransport::~RdmaTransport() {
+  memory.gpus.stop();
   links_.each([](RdmaLink& link) { link.shut(); });
   for (const auto& [name, device] : devices_) memory.leave(device->pd());
 }
@@ -77,6 +78,7 @@ Status RdmaTransport::open(LinkId id, const RdmaPort& port, RdmaEndpoint& out) {
   auto link = std::make_unique<RdmaLink>(id, *verbs_, *on, memory, retirement_);
   why = link->open(port);
   if (!why.ok()) return why;
+  memory.gpus.learn(*verbs_, on->pd(), port);
   out = link->endpoint();
   links_.insert(id, std::move(link));
   return {};
@@ -133,6 +135,21 @@ Reach RdmaTransport::reach(LinkId id, const Pieces& pieces) const {
   RdmaLink* link = links_.find(id);
   if (link == nullptr) return Reach::No;
   return link->names(pieces) ? Reach::Direct : Reach::Staged;
+}
+
+bool RdmaTransport::names(LinkId id, const Pieces& pieces) const {
+  RdmaLink* link = links_.find(id);
+  return link != nullptr && link->names(pieces);
+}
+
+bool RdmaTransport::places(LinkId id, const Pieces& pieces) const {
+  RdmaLink* link = links_.find(id);
+  return link != nullptr && link->places(pieces);
+}
+
+bool RdmaTransport::moves(LinkId id, Device gpu) {
+  RdmaLink* link = links_.find(id);
+  return link != nullptr && memory.gpus.works(link->device().pd(), gpu);
 }
 
 Status RdmaTransport::register_region(const Region& region) {

@@ -50,6 +50,11 @@ class RdmaTransport final : public Transport {
   bool full(const std::string& device) const;               // it has as many links as it may
   std::vector<LinkId> links_on(const std::string& device);  // that are up
 
+  // Whether the peer can read all of this memory, or our device can write it.
+  bool names(LinkId link, const Pieces& memory) const;
+  bool places(LinkId link, const Pieces& memory) const;
+  // The link's device moves this GPU's memory by itself. False as well while that is tried.
+  bool moves(LinkId link, Device gpu);
   // Reads of this flow's bytes are under way.
   bool placing(LinkId link, TransferId flow) const;
   // Before the wait on the epoll set: the next completion will end it. False: there is one already.

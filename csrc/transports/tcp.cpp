@@ -79,6 +79,7 @@ struct TcpLink {
       : socket(fd),
         stream(state, fd),
         slices_in(state),
+        slices_out(state),
         reader(state, stream, slices_in),
         writer(state, stream, slices_out) {
     state.id = id;

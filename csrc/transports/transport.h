@@ -24,8 +24,14 @@ class Receiver {
   virtual bool slice(LinkId link, const FrameHeader& header) = 0;
   virtual bool landing(LinkId link, TransferId flow, std::uint64_t offset, std::uint64_t length,
                        Pieces& out) = 0;  // false: read and drop; nothing in `out`: ask later
+  // The same for a device that places bytes by itself: it may also name memory that no processor
+  // touches. Then all bytes of that slice must be placed so.
+  virtual bool landing_of_device(LinkId link, TransferId flow, std::uint64_t offset,
+                                 std::uint64_t length, Pieces& out) {
+    return landing(link, flow, offset, length, out);
+  }
   virtual bool landed(LinkId link, const FrameHeader& header) = 0;
-  virtual bool source(TransferId flow, std::uint64_t offset, std::uint64_t length,
+  virtual bool source(LinkId link, TransferId flow, std::uint64_t offset, std::uint64_t length,
                       Pieces& out) = 0;  // false: send filler
   // The link died by itself or the peer closed it. The transport has already dropped it.
   virtual void down(LinkId link, const Status& why) = 0;

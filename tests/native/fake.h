@@ -17,10 +17,13 @@
 
 #include "drivers/verbs_abi.h"
 
+#define EXPORT extern "C" __attribute__((visibility("default")))
+
 namespace fake {
 
 using namespace tent;
 using Clock = std::chrono::steady_clock;
+using Guard = std::lock_guard<std::mutex>;
 using Time = Clock::time_point;
 using Seconds = std::chrono::duration<double>;
 
@@ -64,6 +67,8 @@ struct Pair : ibv::Qp {
 
 struct Region : ibv::Mr {
   int rights = 0;
+  std::uint8_t* shadow = nullptr;  // of a GPU's memory: where its bytes really are
+  std::size_t mapped = 0;          // bytes of it that are this region's mapping
 };
 
 struct Machine {           // one device; several contexts may have it open
@@ -72,9 +77,10 @@ struct Machine {           // one device; several contexts may have it open
   Time free_at{};
   bool cut = false;  // silent loss
   bool port_up = true;
-  bool hold = false;     // completions are held back
-  double late_s = 0;     // ... or told so much later at most, those of different pairs in any order
-  bool lingers = false;  // a read that was under way lands just before its flush is told
+  bool hold = false;  // completions are held back
+  double late_s = 0;  // ... or told so much later at most, those of different pairs in any order
+  bool misses_gpus = false;  // a GPU's memory can be registered, but is not reached
+  bool lingers = false;      // a read that was under way lands just before its flush is told
   std::uint32_t fail_next = 0;
   bool join_gate = false;                  // a queue pair that is to be joined waits
   int open_errno = 0;                      // it cannot be opened
@@ -105,10 +111,13 @@ struct World {
   std::set<Queue*> queues;
   std::uint32_t next_number = 17;
   double retry_s = 0.1;
+  std::uint64_t (*peer_memory)(std::uint64_t) = nullptr;  // nvidia-peermem: the bytes of an address
   std::uint64_t registrations = 0, messages = 0, reads = 0;  // that were ever made or posted
 };
 
 World& world();
+// Where the bytes of registered memory really are.
+std::uint8_t* bytes_at(const World& w, std::uint32_t key, std::uint64_t address);
 bool carry(World& w, Pair& pair);  // what can be carried of its sends; true when anything was
 void carry_all(World& w);
 void flush(World& w, Pair& pair);

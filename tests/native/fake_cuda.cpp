@@ -9,6 +9,7 @@
 #include <pybind11/stl.h>
 
 #include <algorithm>
+#include <cstdio>
 #include <cstring>
 
 World& world() {
@@ -21,6 +22,7 @@ thread_local std::vector<CUctx_st*> current;
 // Called with the lock held.
 CudaResult asked(const char* function) {
   ++world().calls[function];
+  if (world().poison != 0) return world().poison;
   auto& failures = world().failures;
   const auto failure = failures.find(function);
   if (failure == failures.end() || failure->second.first-- > 0) return 0;
@@ -40,19 +42,11 @@ Allocation* find(CudaAddress address, std::size_t bytes, CudaAddress& base) {
                                                                                : nullptr;
 }
 
-namespace {
-
 bool is_pinned(const void* host, std::size_t bytes) {
   const auto address = reinterpret_cast<std::uint64_t>(host);
   return std::any_of(world().pinned.begin(), world().pinned.end(), [&](const auto& block) {
     return block.first <= address && address + bytes <= block.first + block.second;
   });
-}
-
-std::size_t pinned_bytes() {
-  std::size_t total = 0;
-  for (const auto& [address, size] : world().pinned) total += size;
-  return total;
 }
 
 CUstream_st* stream_of(CudaStream stream) {
@@ -65,6 +59,14 @@ void push(CudaStream stream, std::function<void()> work) {
   stream->wanted.notify_one();
 }
 
+namespace {
+
+std::size_t pinned_bytes() {
+  std::size_t total = 0;
+  for (const auto& [address, size] : world().pinned) total += size;
+  return total;
+}
+
 void sleep_until(TimeNs time) {
   const timespec until{time / kSecond, long(time % kSecond)};
   while (clock_nanosleep(CLOCK_MONOTONIC, TIMER_ABSTIME, &until, nullptr) != 0) {
@@ -73,28 +75,32 @@ void sleep_until(TimeNs time) {
 
 }  // namespace
 
-// The copy engine of a direction serves one copy at a time, and the bytes move when it is over.
+// On a stream's thread: the copy engine of a direction serves one at a time, and the bytes move
+// when its time is over.
+void carry_out(Way way, std::size_t bytes, CUctx_st& context, const std::function<void()>& move) {
+  World& w = world();
+  TimeNs done = 0;
+  {
+    const std::lock_guard lock(w.mutex);
+    const double rate = w.rate[way];
+    const TimeNs work = w.latency + (rate > 0 ? TimeNs(double(bytes) / rate * 1e9) : 0);
+    TimeNs& free = context.engine_free[way];
+    done = free = std::max(now_ns(), free) + work;
+    context.copied[way] += bytes;
+    if (context.first[way] == 0) context.first[way] = now_ns();
+    if (w.jitter > 0) done += TimeNs(w.random() % std::uint64_t(w.jitter));
+  }
+  if (done > now_ns()) sleep_until(done);
+  const std::lock_guard lock(w.mutex);
+  context.last[way] = now_ns();
+  move();
+}
+
 CudaResult copy(Way way, std::uint8_t* to, const std::uint8_t* from, std::size_t bytes,
                 CudaStream given) {
-  World& w = world();
   CUctx_st& context = *current.back();
-  push(stream_of(given), [=, &w, &context] {
-    TimeNs done = 0;
-    {
-      const std::lock_guard lock(w.mutex);
-      const double rate = w.rate[way];
-      const TimeNs work = w.latency + (rate > 0 ? TimeNs(double(bytes) / rate * 1e9) : 0);
-      TimeNs& free = context.engine_free[way];
-      done = free = std::max(now_ns(), free) + work;
-      context.copied[way] += bytes;
-      if (context.first[way] == 0) context.first[way] = now_ns();
-      if (w.jitter > 0) done += TimeNs(w.random() % std::uint64_t(w.jitter));
-    }
-    if (done > now_ns()) sleep_until(done);
-    const std::lock_guard lock(w.mutex);
-    context.last[way] = now_ns();
-    std::memmove(to, from, bytes);
-  });
+  push(stream_of(given),
+       [=, &context] { carry_out(way, bytes, context, [=] { std::memmove(to, from, bytes); }); });
   return 0;
 }
 
@@ -153,6 +159,10 @@ EXPORT CudaResult cuDeviceGet(CudaDevice* device, int ordinal) {
   *device = ordinal;
   return ordinal < 0 || ordinal >= kDevices ? 101 : 0;
 }
+EXPORT CudaResult cuDeviceGetPCIBusId(char* text, int bytes, CudaDevice device) {
+  std::snprintf(text, std::size_t(bytes), "0000:%02X:00.0", 0x17 + device);
+  return 0;
+}
 EXPORT CudaResult cuDeviceGetUuid_v2(CudaUuid* uuid, CudaDevice device) {
   std::memset(uuid->bytes, 0x10 + world().order[device], sizeof uuid->bytes);
   return 0;
@@ -179,8 +189,11 @@ EXPORT CudaResult cuThreadExchangeStreamCaptureMode(int* mode) {
   static thread_local int now = 0;
   return std::swap(*mode, now), 0;
 }
-EXPORT CudaResult cuStreamCreate(CudaStream* stream, unsigned) {
-  BEGIN("cuStreamCreate");
+EXPORT CudaResult cuCtxGetStreamPriorityRange(int* least, int* greatest) {
+  return *least = 0, *greatest = -5, 0;
+}
+EXPORT CudaResult cuStreamCreateWithPriority(CudaStream* stream, unsigned, int) {
+  BEGIN("cuStreamCreateWithPriority");
   if (current.empty()) return kInvalidContext;
   world().streams.push_back(*stream = new CUstream_st);
   return 0;
@@ -332,6 +345,12 @@ PYBIND11_MODULE(fake_cuda, m) {
     return body();
   };
   m.def("alloc", &allocate);
+  m.def("gpudirect", [&, locked](bool dmabuf, bool orders, bool flushes) {
+    locked([&] { w.dmabuf = dmabuf, w.orders = orders, w.flushes = flushes; });
+  });
+  m.def("shadow_function", [] { return reinterpret_cast<std::uint64_t>(&shadow); });
+  m.def("spoil", [&, locked](bool on) { locked([&] { w.spoils = on; }); });
+  m.def("poisoned", [&, locked] { return locked([&] { return w.poison != 0; }); });
   m.def("replace", &replace);
   m.def("peers", [&, locked](bool can) { locked([&] { w.peers = can; }); });
   m.def("order",

@@ -47,6 +47,14 @@ struct CUstream_st {
   std::thread worker;
 };
 
+struct CUmod_st {
+  std::string code;
+};
+
+struct CUfunc_st {
+  std::size_t parameters = 0;
+};
+
 struct Allocation {
   std::size_t bytes;
   std::uint8_t* shadow;  // where the bytes really are
@@ -69,8 +77,12 @@ struct World {
   std::map<std::string, std::uint64_t> calls;
   double rate[kWays] = {};  // bytes per second; 0: no time
   TimeNs latency = 0, jitter = 0;
-  bool peers = true;             // whether one device can read the other's memory
-  int order[kDevices] = {0, 1};  // which real device is seen as which (CUDA_VISIBLE_DEVICES)
+  CudaResult poison = 0;               // what every context answers after an access that cannot be
+  bool orders = true, flushes = true;  // writes of RDMA devices; whether they can be flushed
+  bool dmabuf = true;                  // memory has descriptors
+  bool spoils = false;                 // kernels move a wrong byte
+  bool peers = true;                   // whether one device can read the other's memory
+  int order[kDevices] = {0, 1};        // which real device is seen as which (CUDA_VISIBLE_DEVICES)
   std::uint64_t allocations = 0;
   std::mt19937_64 random{1};
 };
@@ -82,6 +94,10 @@ CudaResult asked(const char* function);
 Allocation* find(CudaAddress address, std::size_t bytes, CudaAddress& base);
 CudaResult copy(Way way, std::uint8_t* to, const std::uint8_t* from, std::size_t bytes,
                 CudaStream stream);
+bool is_pinned(const void* host, std::size_t bytes);
+CUstream_st* stream_of(CudaStream stream);
+void push(CudaStream stream, std::function<void()> work);
+void carry_out(Way way, std::size_t bytes, CUctx_st& context, const std::function<void()>& move);
 CudaAddress allocate(int device, std::size_t bytes, bool shareable);
 void replace(CudaAddress address);
 

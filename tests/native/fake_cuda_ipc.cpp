@@ -128,6 +128,53 @@ EXPORT CudaResult ipc_close(CudaAddress address) {
   return 0;
 }
 
+EXPORT CudaResult cuMemAlloc_v2(CudaAddress* address, std::size_t bytes) {
+  {
+    BEGIN("cuMemAlloc");
+    if (current.empty()) return kInvalidContext;
+  }
+  *address = allocate(current.back()->device, bytes, true);
+  return 0;
+}
+
+EXPORT CudaResult cuMemFree_v2(CudaAddress address) {
+  BEGIN("cuMemFree");
+  const auto found = world().memory.find(address);
+  if (found == world().memory.end()) return kInvalidValue;
+  munmap(reinterpret_cast<void*>(address), mapped_bytes(found->second.bytes));
+  munmap(found->second.shadow, mapped_bytes(found->second.bytes));
+  close(found->second.fd);
+  world().memory.erase(found);
+  return 0;
+}
+
+// As a dma-buf: the range's own descriptor, whose first byte is the range's.
+EXPORT CudaResult range_fd(void* fd, CudaAddress address, std::size_t bytes, int kind,
+                           unsigned long long) __asm__("cuMemGetHandleForAddressRange");
+EXPORT CudaResult range_fd(void* fd, CudaAddress address, std::size_t bytes, int kind,
+                           unsigned long long) {
+  BEGIN("cuMemGetHandleForAddressRange");
+  CudaAddress base = 0;
+  const Allocation* memory = find(address, 1, base);
+  if (current.empty()) return kInvalidContext;
+  if (!world().dmabuf) return kNotSupported;
+  const bool pages = address % 4096 == 0 && bytes % 4096 == 0;
+  if (memory == nullptr || kind != kCudaRangeDmaBuf || !pages ||
+      address - base + bytes > mapped_bytes(memory->bytes)) {
+    return kInvalidValue;
+  }
+  // The file's offset says where the range begins, for the fake libibverbs.
+  const int made =
+      open(("/proc/self/fd/" + std::to_string(memory->fd)).c_str(), O_RDWR | O_CLOEXEC);
+  if (made < 0 || lseek(made, off_t(address - base), SEEK_SET) < 0) return kInvalidValue;
+  return *static_cast<int*>(fd) = made, 0;
+}
+
+EXPORT CudaResult cuFlushGPUDirectRDMAWrites(int, int) {
+  BEGIN("cuFlushGPUDirectRDMAWrites");
+  return current.empty() ? kInvalidContext : 0;
+}
+
 EXPORT CudaResult cuDeviceCanAccessPeer(int* can, CudaDevice device, CudaDevice peer) {
   BEGIN("cuDeviceCanAccessPeer");
   *can = device != peer && world().peers;

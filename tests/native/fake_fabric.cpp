@@ -31,7 +31,8 @@ bool scatter(const World& w, const std::vector<ibv::Sge>& sges, const std::uint8
     const std::uint64_t part = std::min<std::uint64_t>(sge.length, bytes);
     if (part == 0) break;
     if (!allowed(w, sge.lkey, sge.addr, part, ibv::kLocalWrite)) return false;
-    std::memcpy(reinterpret_cast<void*>(sge.addr), from, part);
+    std::uint8_t* to = bytes_at(w, sge.lkey, sge.addr);
+    if (to != nullptr) std::memcpy(to, from, part);
     from += part;
     bytes -= part;
   }
@@ -45,11 +46,26 @@ bool gather(const World& w, const Work& work, std::vector<std::uint8_t>& out) {
   }
   for (const ibv::Sge& sge : work.sges) {
     if (!allowed(w, sge.lkey, sge.addr, sge.length, 0)) return false;
-    const auto* data = reinterpret_cast<const std::uint8_t*>(sge.addr);
+    const std::uint8_t* data = bytes_at(w, sge.lkey, sge.addr);
+    if (data == nullptr) return false;
     out.insert(out.end(), data, data + sge.length);
   }
   return true;
 }
+
+}  // namespace
+
+std::uint8_t* bytes_at(const World& w, std::uint32_t key, std::uint64_t address) {
+  const Region* region = region_of(w, key);
+  if (region == nullptr || region->shadow == nullptr) {
+    return reinterpret_cast<std::uint8_t*>(address);
+  }
+  const int device = static_cast<const Opened*>(region->context)->index;
+  if (w.machines[device].misses_gpus) return nullptr;
+  return region->shadow + (address - reinterpret_cast<std::uint64_t>(region->addr));
+}
+
+namespace {
 
 // One of its sends or receives has ended. As in hardware, the ends of each come in order, and no
 // order is kept between two pairs.
@@ -104,7 +120,9 @@ std::uint32_t deliver(World& w, Pair& pair, Work& work) {
       flush(w, peer);
       return ibv::kWcRemoteAccess;
     }
-    const auto* data = reinterpret_cast<const std::uint8_t*>(from.remote_addr);
+    const std::uint8_t* data = bytes_at(w, from.rkey, from.remote_addr);
+    const std::vector<std::uint8_t> nothing(data == nullptr ? work.bytes : 0);
+    if (data == nullptr) data = nothing.data();  // as where a GPU's memory is not reached
     return scatter(w, work.sges, data, work.bytes) ? 0 : kLocalProtection;
   }
   if (peer.receives.empty()) return 1;

@@ -34,6 +34,7 @@ EXPORT void fake_reset() {
   tell_late(world(), Time::max());
   world().gate.notify_all();
   world().retry_s = 0.1;
+  world().peer_memory = nullptr;
 }
 EXPORT void fake_rate(int device, double bytes_per_s, double latency_s) {
   Guard guard(world().mutex);

@@ -12,11 +12,7 @@
 
 using namespace fake;
 
-#define EXPORT extern "C" __attribute__((visibility("default")))
-
 namespace {
-
-using Guard = std::lock_guard<std::mutex>;
 
 int poll_queue(ibv::Cq* from, int count, ibv::Wc* out) {
   World& w = world();
@@ -157,44 +153,6 @@ EXPORT int ibv_dealloc_pd(ibv::Pd* pd) {
   delete pd;
   return 0;
 }
-EXPORT ibv::Mr* ibv_reg_mr(ibv::Pd* pd, void* address, std::size_t bytes, int rights) {
-  World& w = world();
-  std::unique_lock guard(w.mutex);
-  Machine& machine = w.machines[static_cast<Opened*>(pd->context)->index];
-  if (machine.passing > 0) {
-    --machine.passing;
-  } else {
-    ++machine.waiting;
-    const auto wait = std::chrono::duration_cast<Clock::duration>(Seconds(machine.gate_s));
-    const Time until = Clock::now() + wait;
-    while (machine.gate_s > 0 && Clock::now() < until) w.gate.wait_until(guard, until);
-    --machine.waiting;
-  }
-  const bool refused = machine.refuse_errno != 0 && bytes > machine.refuse_above;
-  if (refused || machine.registered_bytes + bytes > machine.registered_bytes_max) {
-    errno = refused ? machine.refuse_errno : ENOMEM;
-    return nullptr;
-  }
-  machine.registered_bytes += bytes;
-  auto* region = new Region{};
-  region->context = pd->context;
-  region->pd = pd;
-  region->addr = address;
-  region->length = bytes;
-  region->lkey = region->rkey = w.next_number++;
-  region->rights = rights;
-  w.regions.insert(region);
-  ++w.registrations;
-  return region;
-}
-EXPORT int ibv_dereg_mr(ibv::Mr* given) {
-  Guard guard(world().mutex);
-  Machine& machine = world().machines[static_cast<Opened*>(given->context)->index];
-  machine.registered_bytes -= given->length;
-  world().regions.erase(static_cast<Region*>(given));
-  delete static_cast<Region*>(given);
-  return 0;
-}
 EXPORT ibv::CompChannel* ibv_create_comp_channel(ibv::Context* context) {
   auto* channel = new Channel{};
   channel->context = context;
@@ -260,9 +218,9 @@ EXPORT int ibv_modify_qp(ibv::Qp* on, ibv::QpAttr* attr, int mask) {
     const auto end = Clock::now() + std::chrono::microseconds(500);
     while (Clock::now() < end) {
     }
-    const auto* from = reinterpret_cast<const std::uint8_t*>(work.wr.wr.rdma.remote_addr);
+    const std::uint8_t* from = bytes_at(w, work.wr.wr.rdma.rkey, work.wr.wr.rdma.remote_addr);
     for (const ibv::Sge& sge : work.sges) {
-      std::memcpy(reinterpret_cast<void*>(sge.addr), from, sge.length);
+      std::memcpy(bytes_at(w, sge.lkey, sge.addr), from, sge.length);
       from += sge.length;
     }
   }

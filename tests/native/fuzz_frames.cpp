@@ -119,7 +119,8 @@ class Victim final : public Outbox, public Receiver {
   bool landed(LinkId link, const FrameHeader& header) override {
     return node_.landed(link, header, now_);
   }
-  bool source(TransferId flow, std::uint64_t offset, std::uint64_t length, Pieces& out) override {
+  bool source(LinkId, TransferId flow, std::uint64_t offset, std::uint64_t length,
+              Pieces& out) override {
     return node_.source(flow, offset, length, out);
   }
   void down(LinkId, const Status&) override {}

@@ -91,9 +91,9 @@ class GpuCopies final : public GpuCopier {
   }
   const Gpu* gpu(Device device) const override { return copies_.gpu(device); }
   std::vector<Device> gpus() const override { return copies_.devices(); }
-  GpuCopyId copy(LinkId link, TransferId, Device device, const Pieces& from,
-                 const Pieces& to) override {
-    const CopyId id = copies_.across(device, from, to);
+  GpuCopyId copy(LinkId link, TransferId, Device device, const Pieces& from, const Pieces& to,
+                 bool mapped) override {
+    const CopyId id = copies_.across(device, from, to, mapped);
     links_[id] = link;
     return id;
   }
@@ -110,7 +110,7 @@ class GpuCopies final : public GpuCopier {
   std::size_t running() const { return copies_.running(); }
 
  private:
-  DeviceCopies copies_;
+  DeviceCopies copies_{0};
   std::map<CopyId, LinkId> links_;
 };
 
@@ -254,7 +254,8 @@ class Side final : public Receiver {
     events_.push_back({"landed", link, header, ""});
     return answer("landed", link);
   }
-  bool source(TransferId flow, std::uint64_t offset, std::uint64_t length, Pieces& out) override {
+  bool source(LinkId, TransferId flow, std::uint64_t offset, std::uint64_t length,
+              Pieces& out) override {
     return cut(sources_, flow, offset, length, out);
   }
   void down(LinkId link, const Status& why) override {

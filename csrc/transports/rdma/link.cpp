@@ -181,21 +181,23 @@ void RdmaLink::return_credits() {
 
 // ---- where the bytes of slices lie, and how they come ----
 
-bool RdmaLink::names(const Pieces& memory) {
+bool RdmaLink::names(const Pieces& memory) { return has_keys(memory, RdmaUse::Source); }
+bool RdmaLink::places(const Pieces& memory) { return has_keys(memory, RdmaUse::Landing); }
+
+bool RdmaLink::has_keys(const Pieces& memory, RdmaUse use) {
   RdmaKey key;
   return std::all_of(memory.begin(), memory.end(), [&](const Piece& piece) {
     for (std::uint64_t at = piece.address; at < piece.address + piece.bytes; at = key.end) {
-      if (!memory_.find(verbs_, device_.pd(), RdmaUse::Source, at, key)) return false;
+      if (!memory_.find(verbs_, device_.pd(), use, at, key)) return false;
     }
     return true;
   });
 }
 
-bool RdmaLink::carries(const Pieces& pieces) {
-  std::uint64_t bytes = 0;
-  for (const Piece& piece : pieces) bytes += piece.bytes;
+bool RdmaLink::carries(const Pieces& pieces, std::uint64_t slice_bytes) {
+  if (memory_.is_gpu(pieces.front().address)) return false;  // nobody here can read it
   RdmaKey key;
-  return bytes <= kCarriedMax ||
+  return slice_bytes <= kCarriedMax ||
          !memory_.find(verbs_, device_.pd(), RdmaUse::Source, pieces.front().address, key);
 }
 
@@ -205,8 +207,9 @@ std::uint64_t RdmaLink::name(const Pieces& pieces, std::uint64_t&, std::vector<N
     const std::uint64_t end = piece.address + piece.bytes;
     for (std::uint64_t at = piece.address; at < end;) {
       RdmaKey key;
-      if (out.size() == kChunkPiecesMax ||
-          !memory_.find(verbs_, device_.pd(), RdmaUse::Source, at, key)) {
+      if (out.size() == kChunkPiecesMax) return named;
+      if (!memory_.find(verbs_, device_.pd(), RdmaUse::Source, at, key)) {
+        if (memory_.is_gpu(at)) state.broke("memory of a GPU cannot be registered any more");
         return named;
       }
       const std::uint64_t bytes = std::min(end, key.end) - at;
@@ -241,6 +244,10 @@ ReadPoster::Posted RdmaLink::post_read(const NamedPiece& from, const Pieces& to)
       at += part;
     }
     if (!more) break;
+  }
+  if (bytes == 0 && memory_.is_gpu(to.front().address)) {
+    state.broke("memory of a GPU cannot be registered any more");
+    return {};
   }
   if (bytes == 0) return bounce(from);
   wr.opcode = ibv::kRdmaRead;

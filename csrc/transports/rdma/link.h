@@ -18,16 +18,11 @@
 #include "transports/local_slices.h"
 #include "transports/rdma/device.h"
 #include "transports/rdma/memory.h"
+#include "transports/rdma/port.h"
 #include "transports/rdma/retirement.h"
 #include "transports/rdma/slices.h"
 
 namespace tent {
-
-struct RdmaPort {
-  std::string device;
-  std::uint8_t port = 1;
-  std::uint8_t gid_index = 0;
-};
 
 // How the peer reaches our end, as it goes over the authenticated control connection.
 struct RdmaEndpoint {
@@ -94,11 +89,12 @@ class RdmaLink final : public ByteStream, public PieceNamer, public ReadPoster {
   std::ptrdiff_t read_some(const iovec* parts, int count) override;
   std::uint64_t name(const Pieces& pieces, std::uint64_t& budget,
                      std::vector<NamedPiece>& out) override;
-  bool carries(const Pieces& pieces) override;
+  bool carries(const Pieces& pieces, std::uint64_t slice_bytes) override;
   bool may_read() const override;
   Posted post_read(const NamedPiece& from, const Pieces& to) override;
   void copied() override { bouncing_ = false; }
-  bool names(const Pieces& memory);  // whether all of it can be read by the peer
+  bool names(const Pieces& memory);   // whether all of it can be read by the peer
+  bool places(const Pieces& memory);  // ... and written by our device
   // Gives credits back when the peer may come to need them.
   void return_credits();
 
@@ -133,6 +129,7 @@ class RdmaLink final : public ByteStream, public PieceNamer, public ReadPoster {
   std::uint32_t work_room() const { return kSendWork - 1 - (posted_ - done_); }
   Status make_arena(RdmaArena& arena, std::size_t bytes);
   Status make_queue_pair();
+  bool has_keys(const Pieces& memory, RdmaUse use);
   Posted bounce(const NamedPiece& from);
   void mark_end();
   bool post_message(std::uint16_t kind, std::uint32_t payload);

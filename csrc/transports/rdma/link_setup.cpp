@@ -35,7 +35,7 @@ Status move(const Verbs& verbs, ibv::Qp* qp, const std::string& device, ibv::QpA
 RdmaLink::RdmaLink(LinkId id, const Verbs& verbs, RdmaDevice& device, RdmaMemory& memory,
                    Retirement& retirement)
     : slices_in(state, *this),
-      slices_out(*this),
+      slices_out(state, *this),
       reader(state, *this, slices_in),
       writer(state, *this, slices_out),
       verbs_(verbs),

@@ -7,6 +7,7 @@
 #include <cerrno>
 
 #include "transports/descriptor.h"
+#include "transports/rdma/gpu_memory.h"
 
 namespace tent {
 namespace {
@@ -28,6 +29,11 @@ bool RdmaMemory::covers(std::uint64_t address, std::uint64_t bytes) {
   return around(address, address + bytes) != nullptr;
 }
 
+bool RdmaMemory::is_gpu(std::uint64_t address) {
+  const Range* range = around(address, address + 1);
+  return range != nullptr && range->device != kHost;
+}
+
 RdmaMemory::Range* RdmaMemory::add(const Piece& memory) {
   auto made = std::make_unique<Range>();
   made->begin = memory.address;
@@ -35,7 +41,7 @@ RdmaMemory::Range* RdmaMemory::add(const Piece& memory) {
   return ranges_.emplace(memory.address, std::move(made))->second.get();
 }
 
-void RdmaMemory::hold(const MemoryOwner& owner, const Pieces& ranges) {
+void RdmaMemory::hold(const MemoryOwner& owner, const Pieces& ranges, Device device) {
   if (!wanted) return;
   std::vector<Range*>& held = owners_[owner];
   for (const Piece& piece : ranges) {
@@ -43,7 +49,10 @@ void RdmaMemory::hold(const MemoryOwner& owner, const Pieces& ranges) {
     if (owner.kind != MemoryOwner::Kind::Transfer) give_up_kept(piece);
     // Part of a range that is held already: its registration serves this owner as well.
     Range* range = around(piece.address, piece.address + piece.bytes);
-    if (range == nullptr) range = add(piece);
+    if (range == nullptr) {
+      range = add(piece);
+      range->device = device;
+    }
     ++range->owners;
     if (range->storage != 0) kept_.splice(kept_.end(), kept_, range->kept);
     held.push_back(range);
@@ -85,7 +94,7 @@ bool RdmaMemory::find(const Verbs& verbs, ibv::Pd* pd, RdmaUse use, std::uint64_
     }
   }
   Range* range = around(address, address + 1);
-  if (range == nullptr) return false;
+  if (range == nullptr || (range->device != kHost && !gpus.works(pd, range->device))) return false;
   const std::uint64_t number = (address - range->begin) / kPieceBytes;
   auto known = range->pieces.find({{pd, use}, number});
   if (known == range->pieces.end() && range->asked_ahead) {
@@ -113,12 +122,12 @@ RdmaMemory::Registered& RdmaMemory::enroll(const Verbs& verbs, ibv::Pd* pd, Rdma
   const std::uint64_t bytes = made.end - made.begin;
   ++range.owners;  // while others are given up for it
   errno = 0;
-  made.mr = verbs.reg_mr(pd, reinterpret_cast<void*>(made.begin), bytes, rights);
+  made.mr = register_memory(verbs, pd, made.begin, made.end, rights, range.device);
   if (made.mr == nullptr && !kept_.empty()) {
     const int error = errno;
     shed(0, 0);
     errno = error;
-    made.mr = verbs.reg_mr(pd, reinterpret_cast<void*>(made.begin), bytes, rights);
+    made.mr = register_memory(verbs, pd, made.begin, made.end, rights, range.device);
   }
   if (made.mr == nullptr) {
     refused(errno, bytes);
@@ -152,6 +161,7 @@ void RdmaMemory::dismiss(Range& range, Registered& registered) {
 
 void RdmaMemory::leave(const ibv::Pd* pd) {
   registrar_.withdraw_from(pd);
+  gpus.leave(pd);
   for (auto& [begin, range] : ranges_) {
     for (auto at = range->pieces.begin(); at != range->pieces.end();) {
       const bool gone = at->first.first.first == pd;

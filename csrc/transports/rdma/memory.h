@@ -30,13 +30,14 @@
 
 #include "core/types.h"
 #include "drivers/verbs.h"
+#include "transports/rdma/gpu_pairs.h"
 #include "transports/rdma/registrar.h"
 
 namespace tent {
 
 // Who keeps memory in place: a transfer by its id, the others by their number.
 struct MemoryOwner {
-  enum class Kind : std::uint8_t { Transfer, Segment, Region, Storage };
+  enum class Kind : std::uint8_t { Transfer, Segment, Region, Storage, Pinned };
   Kind kind = Kind::Transfer;
   std::uint64_t id = 0;
   auto operator<=>(const MemoryOwner&) const = default;
@@ -59,10 +60,12 @@ class RdmaMemory {
 
   static constexpr std::size_t kKeptMax = 1024;
 
+  GpuPairs gpus;       // which devices move the memory of which GPUs
   bool wanted = true;  // no: RDMA will not be used, and nothing is remembered
   std::uint64_t kept_bytes_max = 0;
 
-  void hold(const MemoryOwner& owner, const Pieces& ranges);
+  // `device`: whose memory it is. A GPU's is found only where `gpus` says that it works.
+  void hold(const MemoryOwner& owner, const Pieces& ranges, Device device = kHost);
   void drop(const MemoryOwner& owner);
   // All of a storage's memory; again before each use, because it may have had to go meanwhile.
   void keep(std::uint64_t storage, const Piece& memory);
@@ -72,6 +75,7 @@ class RdmaMemory {
   // refuses it.
   bool find(const Verbs& verbs, ibv::Pd* pd, RdmaUse use, std::uint64_t address, RdmaKey& out);
   bool covers(std::uint64_t address, std::uint64_t bytes);  // somebody holds all of it
+  bool is_gpu(std::uint64_t address);                       // held, and no processor may touch it
   // Forgets what was registered with a device that goes away.
   void leave(const ibv::Pd* pd);
   // Why the last registration was refused; "" when none was, or it was asked for already.
@@ -89,6 +93,7 @@ class RdmaMemory {
   };
   struct Range {
     std::uint64_t begin = 0, end = 0;
+    Device device = kHost;
     std::uint32_t owners = 0;
     std::uint64_t registered_bytes = 0;
     bool asked_ahead = false, refused_ahead = false;

@@ -7,7 +7,7 @@ namespace tent {
 
 RdmaWish RdmaMemory::wish(ibv::Pd* pd, RdmaUse use, const Range& range, std::uint64_t number) {
   const std::uint64_t begin = range.begin + number * kPieceBytes;
-  return {pd, use, &range, number, begin, std::min(range.end, begin + kPieceBytes)};
+  return {pd, use, &range, number, begin, std::min(range.end, begin + kPieceBytes), range.device};
 }
 
 void RdmaMemory::look_ahead(const Verbs& verbs, ibv::Pd* pd, RdmaUse use, Range& range,

@@ -5,6 +5,8 @@
 
 #include <algorithm>
 
+#include "transports/rdma/gpu_memory.h"
+
 namespace tent {
 
 Registrar::~Registrar() {
@@ -81,8 +83,8 @@ void Registrar::run() {
     under_way_ = now.wish;
     lock.unlock();
     const RdmaWish& wish = now.wish;
-    ibv::Mr* mr = now.verbs->reg_mr(wish.pd, reinterpret_cast<void*>(wish.begin),
-                                    wish.end - wish.begin, rights_of(wish.use));
+    ibv::Mr* mr = register_memory(*now.verbs, wish.pd, wish.begin, wish.end, rights_of(wish.use),
+                                  wish.device);
     lock.lock();
     done_.push_back({wish, mr, now.verbs->dereg_mr});
     under_way_.reset();

@@ -14,6 +14,7 @@
 #include <optional>
 #include <thread>
 
+#include "core/origin.h"
 #include "drivers/verbs.h"
 
 namespace tent {
@@ -30,6 +31,7 @@ struct RdmaWish {
   const void* range = nullptr;  // whose it is; only compared
   std::uint64_t number = 0;     // of the piece
   std::uint64_t begin = 0, end = 0;
+  Device device = kHost;
 
   bool same(const RdmaWish& other) const {
     return pd == other.pd && use == other.use && range == other.range && number == other.number;

@@ -116,8 +116,8 @@ bool RdmaSliceReader::read_next(Receiver& receiver, std::uint64_t& budget) {
   NamedPiece from = told.piece;
   from.bytes = std::min({from.bytes, kReadBytes, bite_.bytes()});
   pieces_.clear();
-  const bool wanted =
-      receiver.landing(link_.id, header.flow, header.offset + told.offset, from.bytes, pieces_);
+  const bool wanted = receiver.landing_of_device(link_.id, header.flow, header.offset + told.offset,
+                                                 from.bytes, pieces_);
   if (!link_.live()) return false;
   bite_.learn(pieces_.size());
   std::uint64_t bytes = from.bytes;
