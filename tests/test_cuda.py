@@ -180,6 +180,20 @@ def test_nothing_is_copied_after_the_end(
         segment.close()
 
 
+def test_a_cancel_waits_for_a_slow_copy_at_the_other_end(pair: Pair, fake: Fake) -> None:
+    """P1, where the peer's GPU takes longer than a peer that is silent is waited for."""
+    fake.model(into=4e6)
+    x, y = noise(4 * MIB), fake.tensor(torch.zeros(4 * MIB).byte(), 1)
+    with pair.b.register(y, "write") as segment:
+        remote: Any = pair.a.open(segment.ticket())
+        transfer = pair.a.write(x, remote)
+        until(fake.c.working)
+        transfer.cancel()
+        before = fake.peek(y)
+        fake.idle()
+        assert torch.equal(fake.peek(y), before)
+
+
 def test_a_cancelled_receive_leaves_its_memory_alone(pair: Pair, fake: Fake, seed: int) -> None:
     chance = random.Random(seed)
     size = 8 * MIB

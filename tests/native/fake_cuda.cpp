@@ -348,7 +348,7 @@ PYBIND11_MODULE(fake_cuda, m) {
   m.def("gpudirect", [&, locked](bool dmabuf, bool orders, bool flushes) {
     locked([&] { w.dmabuf = dmabuf, w.orders = orders, w.flushes = flushes; });
   });
-  m.def("shadow_function", [] { return reinterpret_cast<std::uint64_t>(&shadow); });
+  m.def("shadow_function", [] { return reinterpret_cast<std::uint64_t>(&fake_shadow); });
   m.def("spoil", [&, locked](bool on) { locked([&] { w.spoils = on; }); });
   m.def("poisoned", [&, locked] { return locked([&] { return w.poison != 0; }); });
   m.def("replace", &replace);
