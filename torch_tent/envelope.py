@@ -17,7 +17,7 @@ from .errors import TicketError
 
 # Grows with every change of the wire format, the handshake, cards or tickets. The header itself
 # stays as it is for ever: it must tell any version that it is another one.
-PROTOCOL = 4
+PROTOCOL = 3
 MAGIC = b"TENT"
 _HEADER = struct.Struct("<4scBxxII")  # magic, kind, protocol, body bytes, CRC-32 of the body
 HEADER_BYTES = _HEADER.size

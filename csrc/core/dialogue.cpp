@@ -115,6 +115,7 @@ void Dialogue::submit_send(Transfer& transfer) {
 void Dialogue::submit_write(Transfer& transfer) {
   Request& request = transfer.request;
   Outbound& outbound = new_flow(&transfer, request.local);
+  outbound.landing = request.remote.layout.device();
   if (may_inline(request) && block_count(request.remote.layout) <= kInlineBlocksMax) {
     Message write;
     write.kind = MessageKind::Write;
@@ -131,7 +132,6 @@ void Dialogue::submit_write(Transfer& transfer) {
   opening.bytes = request.local.bytes();
   opening.has_note = request.has_note;
   opening.note = request.note;
-  outbound.landing = request.remote.layout.device();
   opening.target = std::move(request.remote);
   outbound.opening = std::make_shared<const Body>(encode(opening));
   out.start(outbound);
@@ -222,7 +222,11 @@ void Dialogue::cancel(Transfer& transfer, Status why, TimeNs now) {
   }
   transfer.stage = Transfer::Stage::Cancelling;
   transfer.ending = std::move(why);
-  host_.transfers.wait_until(transfer, now + kCancelPatience);
+  const Outbound* outbound = out.find(transfer.flow);
+  // A GPU may take any time for what it has begun, and its peer answers only after that.
+  const bool on_gpu = outbound != nullptr && outbound->landing != kHost;
+  const TimeNs patience = on_gpu ? host_.settings.peer_timeout : kCancelPatience;
+  host_.transfers.wait_until(transfer, now + patience);
   if (transfer.request.op == Request::Op::Read) {
     if (transfer.flow != 0) stop_inbound(transfer.flow, now);
     Message cancel;
@@ -230,9 +234,9 @@ void Dialogue::cancel(Transfer& transfer, Status why, TimeNs now) {
     cancel.id = id;
     return say_when_placed(transfer.flow, cancel);
   }
-  if (Outbound* outbound = out.find(transfer.flow)) {
-    out.stop(*outbound);
-    outbound->cancelling = true;
+  if (Outbound* stopped = out.find(transfer.flow)) {
+    out.stop(*stopped);
+    stopped->cancelling = true;
   }
   say(MessageKind::Cancel, transfer.flow);
 }

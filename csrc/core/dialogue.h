@@ -96,7 +96,6 @@ class Dialogue {
   void on_read_data(Message& message, TimeNs now);
   void on_refuse(const Message& message, TimeNs now);
   void on_cancel(const Message& message, TimeNs now);
-  void on_placing(TransferId flow, TimeNs now);
   void on_cancelled(const Message& message, TimeNs now);
   void say(MessageKind kind, std::uint64_t id);
   void refuse(std::uint64_t id, Code code, const std::string& why);

@@ -42,8 +42,6 @@ void Dialogue::on_message(Message message, TimeNs now) {
       return carrier_.link_is_fenced(message.id, now);
     case MessageKind::Bye:
       return carrier_.peer_closes();
-    case MessageKind::Placing:
-      return on_placing(message.id, now);
   }
 }
 
@@ -165,19 +163,10 @@ void Dialogue::on_cancel(const Message& message, TimeNs now) {
     eager_consumed_ += *bytes;
   }
   in.forget(message.id);
-  if (host_.outbox.copying_in(peer_, message.id)) say(MessageKind::Placing, message.id);
   Message cancelled;
   cancelled.kind = MessageKind::Cancelled;
   cancelled.id = message.id;
   say_when_placed(message.id, cancelled);
-}
-
-// The peer is well, and has forgotten the flow: what it waits for is worth more patience.
-void Dialogue::on_placing(TransferId flow, TimeNs now) {
-  const Outbound* outbound = out.find(flow);
-  Transfer* transfer = outbound == nullptr ? nullptr : host_.transfers.find(outbound->transfer);
-  if (transfer == nullptr || transfer->stage != Transfer::Stage::Cancelling) return;
-  host_.transfers.wait_until(*transfer, now + host_.settings.peer_timeout);
 }
 
 void Dialogue::on_cancelled(const Message& message, TimeNs now) {

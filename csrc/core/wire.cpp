@@ -211,7 +211,7 @@ Body encode(const Message& m) {
 bool decode(std::span<const std::uint8_t> body, Message& m) {
   Reader in(body);
   m = Message{};
-  if (!in.get(m.kind) || m.kind < MessageKind::Offer || m.kind > MessageKind::Placing) return false;
+  if (!in.get(m.kind) || m.kind < MessageKind::Offer || m.kind > MessageKind::Bye) return false;
   if (!in.get(m.id)) return false;
   if (m.kind == MessageKind::Offer) {
     if (!in.get(m.context) || !in.get(m.tag) || !in.get_bool(m.is_inline)) return false;

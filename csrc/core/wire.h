@@ -77,7 +77,6 @@ enum class MessageKind : std::uint8_t {
   Fence = 10,     // I closed link `id`; close your end, answer Fenced
   Fenced = 11,    // nothing that came over link `id` can land here any more
   Bye = 12,       // this engine closes
-  Placing = 13,   // a GPU here still copies for your transfer `id`: Cancelled comes after that
 };
 
 struct Message {

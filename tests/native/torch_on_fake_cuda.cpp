@@ -329,7 +329,7 @@ void open(const std::string& library) {
   for (int device = 0; device < kDevices; ++device) {
     driver.api.primary_retain(&driver.contexts[device], device);
     const On on(device);
-    for (CudaStream& stream : driver.pool[device]) driver.api.stream_create(&stream, 0);
+    for (CudaStream& stream : driver.pool[device]) driver.api.stream_create(&stream, 0, 0);
   }
 }
 
