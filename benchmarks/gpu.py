@@ -8,8 +8,6 @@ measured in the same run; medians.
 
 from __future__ import annotations
 
-import argparse
-import json
 import statistics
 import sys
 import tempfile
@@ -24,7 +22,8 @@ import torch.multiprocessing as mp
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-import torch_tent as tent
+from gpu_run import run
+
 import torch_tent_autoload
 from torch_tent.engines import Engine
 from torch_tent.settings import Settings
@@ -281,32 +280,5 @@ def targets(rows: list[dict[str, Any]]) -> None:
         print(f"stream hand-over: {cost * 1e6:.1f} us of the host, target 10  {verdict}")
 
 
-def main() -> int:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
-    )
-    parser.add_argument("--json", type=Path, help="where to write the results")
-    arguments = parser.parse_args()
-    if not torch.cuda.is_available():
-        print(f"torch {torch.__version__} sees no GPU: nothing was measured.")
-        return 3
-    rows: list[dict[str, Any]] = []
-    about = {
-        "device": torch.cuda.get_device_name(),
-        "torch": torch.__version__,
-        "tent": tent.__version__,
-        "date": time.strftime("%Y-%m-%d", time.gmtime()),
-        "command": "benchmarks/gpu.sh",
-    }
-    print(", ".join(f"{key} {value}" for key, value in about.items()))
-    try:
-        measure(rows)
-    finally:
-        targets(rows)
-        if arguments.json:
-            arguments.json.write_text(json.dumps({"about": about, "rows": rows}, indent=1) + "\n")
-    return 0
-
-
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(run(__doc__ or "", measure, targets))

@@ -8,8 +8,6 @@ medians. What it prints last is what `gpu_gather_bytes_max` should be.
 
 from __future__ import annotations
 
-import argparse
-import json
 import statistics
 import sys
 import time
@@ -20,6 +18,8 @@ import torch
 import torch.multiprocessing as mp
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from gpu_run import Rows, run
 
 import torch_tent as tent
 from torch_tent.engines import Engine
@@ -146,34 +146,11 @@ def threshold(rows: list[dict[str, Any]]) -> None:
             print(f"{path}: copies are as quick from {text} on (gpu_gather_bytes_max)")
 
 
-def main() -> int:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
-    )
-    parser.add_argument("--json", type=Path, help="where to write the results")
-    arguments = parser.parse_args()
-    if not torch.cuda.is_available():
-        print(f"torch {torch.__version__} sees no GPU: nothing was measured.")
-        return 3
-    rows: list[dict[str, Any]] = []
-    about = {
-        "device": torch.cuda.get_device_name(),
-        "torch": torch.__version__,
-        "tent": tent.__version__,
-        "date": time.strftime("%Y-%m-%d", time.gmtime()),
-        "command": "benchmarks/gpu.sh",
-    }
-    print(", ".join(f"{key} {value}" for key, value in about.items()))
+def measure_all(rows: Rows) -> None:
     until = time.monotonic() + BUDGET_S
-    try:
-        for path in PATHS:
-            measure(path, until, rows)
-    finally:
-        threshold(rows)
-        if arguments.json:
-            arguments.json.write_text(json.dumps({"about": about, "rows": rows}, indent=1) + "\n")
-    return 0
+    for path in PATHS:
+        measure(path, until, rows)
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(run(__doc__ or "", measure_all, threshold))

@@ -22,3 +22,5 @@ def fake() -> Iterator[Fake]:
     found.idle()
     found.model()
     found.c.peers(True)
+    found.c.spoil(False)
+    assert not found.c.poisoned()

@@ -13,23 +13,14 @@ import pytest
 import torch
 
 import torch_tent as tent
-from tests.fake_cuda import ACROSS, INTO, OUT_OF, Fake, until, use
+from tests.fake_cuda import ACROSS, INTO, OUT_OF, Fake, until
 from tests.pairs import WAIT_S, Pair, two_engines
+
+pytest_plugins = ["tests.cuda_fixtures"]
 
 KIB, MIB = 1 << 10, 1 << 20
 LAYERS, BLOCKS = 4, 96
 COPIES = ["cuMemcpyHtoDAsync", "cuMemcpyDtoHAsync", "cuMemcpyDtoDAsync"]
-
-
-@pytest.fixture
-def fake() -> Iterator[Fake]:
-    found = use()
-    found.model()
-    yield found
-    found.idle()
-    found.model()
-    found.c.spoil(False)
-    assert not found.c.poisoned()
 
 
 @pytest.fixture(params=["tcp", "shm"])

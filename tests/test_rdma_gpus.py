@@ -13,25 +13,21 @@ import pytest
 import torch
 
 import torch_tent as tent
-from tests.fake_cuda import INTO, OUT_OF, Fake, use
+from tests.fake_cuda import INTO, OUT_OF, Fake
 from tests.fake_rdma import Fabric, load_peer_memory, misses_gpus
 from tests.pairs import until
 
-pytest_plugins = ["tests.rdma_fixtures"]
+pytest_plugins = ["tests.rdma_fixtures", "tests.cuda_fixtures"]
 pytestmark = [pytest.mark.timeout(120), pytest.mark.usefixtures("rdma_host")]
 
 KIB, MIB = 1 << 10, 1 << 20
 
 
 @pytest.fixture
-def fake() -> Iterator[Fake]:
-    found = use()
-    found.model()
-    found.c.gpudirect(True, True, True)
-    yield found
-    found.idle()
-    found.c.gpudirect(True, True, True)
-    assert not found.c.poisoned()
+def fake(fake: Fake) -> Iterator[Fake]:
+    fake.c.gpudirect(True, True, True)
+    yield fake
+    fake.c.gpudirect(True, True, True)
 
 
 def noise(count: int, seed: int = 1) -> torch.Tensor:
