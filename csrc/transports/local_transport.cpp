@@ -6,6 +6,7 @@
 #include <bit>
 #include <string>
 #include <system_error>
+#include <utility>
 #include <vector>
 
 namespace tent {
@@ -165,8 +166,10 @@ bool LocalTransport::poll(Receiver& receiver) {
 }
 
 bool LocalTransport::serve(LocalLink& link, Receiver& receiver) {
-  bool moved = link.behind;  // when it is no longer, that is news, too
+  bool moved = false;
+  const bool was_behind = std::exchange(link.behind, false);
   bool more = link.behind = link.reader.receive(receiver, poll_bytes_, moved);
+  moved |= was_behind && !link.behind;  // acknowledgements that waited for company are due
   if (link.state.live()) more |= link.advance(receiver, moved);
   if (link.state.live()) more |= link.writer.send(receiver, poll_bytes_, moved);
   if (link.state.closed) return true;
