@@ -12,6 +12,9 @@ PYTEST_ARGS ?=
 DEMO_ARGS ?=
 BENCH_ARGS ?=
 
+# Warnings end the build here, but not that of a user, whose compiler may know more of them.
+export TENT_WERROR := 1
+
 PY := .venv/bin/python
 READY := .venv/.ready
 

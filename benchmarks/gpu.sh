@@ -4,8 +4,8 @@
 #   benchmarks/gpu.sh [--wheels DIR] [--keep]
 #
 # Needs a Python with a CUDA build of torch ($PYTHON, default python3) and downloads nothing: what is
-# missing beside torch (msgspec, pybind11, ninja, pytest, numpy) is taken from the wheels in DIR, or
-# the script says what is missing. Nothing outside this folder is changed. --keep writes the results
+# missing beside torch (msgspec, pybind11, ninja, pytest and two plugins, numpy) is taken from the
+# wheels in DIR, or the script says what is missing. Nothing outside this folder is changed. --keep writes the results
 # to benchmarks/results/, else to build/. Without a GPU it says so and ends with 3.
 set -uo pipefail
 cd "$(dirname "$0")/.."
@@ -35,9 +35,18 @@ fi
 
 mkdir -p "$SITE" "$OUT"
 export PYTHONPATH=$PWD/$SITE:$PWD${PYTHONPATH:+:$PYTHONPATH}
+# Streams that a test holds must not hold others, which share too few queues by default.
+export CUDA_DEVICE_MAX_CONNECTIONS=32
+# Succeeds where a distribution is installed, in this version or a later one.
+IS_THERE='
+import sys
+from importlib.metadata import version
+name, _, wanted = sys.argv[1].partition(">=")
+sys.exit(int(version(name).split(".")[0]) < int(wanted or 0))
+'
 missing=()
-for name in msgspec pybind11 ninja pytest numpy; do
-  "$PYTHON" -c "import $name" 2>/dev/null || missing+=("$name")
+for name in msgspec pybind11 ninja 'pytest>=9' pytest-timeout pytest-xdist hypothesis numpy; do
+  "$PYTHON" -c "$IS_THERE" "$name" 2>/dev/null || missing+=("$name")
 done
 if [ ${#missing[@]} -gt 0 ]; then
   if [ -z "$WHEELS" ] || ! "$PYTHON" -m pip install --quiet --no-index --find-links "$WHEELS" \
@@ -75,15 +84,19 @@ step() { # step NAME SECONDS COMMAND...: runs it within what is left; its end go
 step build 200 "$PYTHON" setup.py --quiet build_ext --inplace || { tail -n 30 build/gpu-build.log; exit 1; }
 failed=0
 step doctor 40 "$PYTHON" -m torch_tent doctor
-step tests 100 "$PYTHON" -m pytest -q -p no:cacheprovider -x tests/test_gpu.py || failed=1
-step driver 20 "$PYTHON" -m pytest -q -p no:cacheprovider tests/test_cuda_driver.py || failed=1
-step kernel-tests 60 "$PYTHON" -m pytest -q -p no:cacheprovider tests/test_pack.py \
-  tests/test_unpack.py tests/test_rows.py || failed=1
-step paths 120 "$PYTHON" benchmarks/gpu.py --json "$OUT/$name.json" || failed=1
-cat build/gpu-paths.log
-step blocks 70 "$PYTHON" benchmarks/gpu_blocks.py --json "$OUT/$name-blocks.json" || failed=1
-cat build/gpu-blocks.log
-step kernels 90 "$PYTHON" benchmarks/kernels.py --out "$OUT/$name-kernels.json" || failed=1
-cat build/gpu-kernels.log
+pytest=("$PYTHON" -m pytest -q -p no:cacheprovider -n 4 --timeout 60 --tb short -W ignore)
+step tests 170 "${pytest[@]}" tests/test_gpu.py tests/test_gpu_programs.py \
+  tests/test_gpu_groups.py tests/test_cuda_driver.py || failed=1
+step kernel-tests 90 "${pytest[@]}" tests/test_pack.py tests/test_unpack.py tests/test_rows.py || failed=1
+for title in tests kernel-tests; do tail -n 15 "build/gpu-$title.log"; done
+measure() { # measure TITLE SECONDS PROGRAM ARGUMENTS...
+  step "$@" || failed=1
+  cat "build/gpu-$1.log"
+}
+measure paths 110 "$PYTHON" benchmarks/gpu.py --json "$OUT/$name.json"
+measure groups 60 "$PYTHON" benchmarks/gpu_groups.py --json "$OUT/$name-groups.json"
+measure blocks 60 "$PYTHON" benchmarks/gpu_blocks.py --json "$OUT/$name-blocks.json"
+measure trace 30 "$PYTHON" benchmarks/gpu_trace.py --json "$OUT/$name-trace.json"
+measure kernels 60 "$PYTHON" benchmarks/kernels.py --out "$OUT/$name-kernels.json"
 echo "results: $log, $OUT/$name.json; $SECONDS s"
 exit $failed

@@ -26,11 +26,11 @@ from torch_tent.engines import Engine
 from torch_tent.settings import Settings
 
 KIB, MIB = 1 << 10, 1 << 20
-BLOCK_BYTES = [2 * KIB, 8 * KIB, 16 * KIB, 32 * KIB, 64 * KIB, 128 * KIB, 256 * KIB]
-LAYERS, MOVED_BYTES = 32, 128 * MIB
+BLOCK_BYTES = [2 * KIB, 8 * KIB, 16 * KIB, 32 * KIB, 64 * KIB, 128 * KIB, 256 * KIB, 1 * MIB]
+LAYERS, MOVED_BYTES = 32, 64 * MIB
 PATHS = {"host": ("shm",), "ipc": ("shm", "cuda_ipc")}
 WAYS = {"launches": 64 << 20, "copies": 0}  # gpu_gather_bytes_max
-ROUNDS, WAIT_S, BUDGET_S = 5, 60.0, 50.0
+ROUNDS, WAIT_S, BUDGET_S = 5, 60.0, 45.0
 
 
 def engine_of(path: str, way: str) -> Engine:

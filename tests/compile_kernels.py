@@ -30,9 +30,16 @@ CASES: list[tuple[str, Any, dict[str, str], dict[str, Any]]] = [
     ("copy heads", _copy_blocks, {}, {"run": 32, "runs": 2, "word_bytes": 8, "with_sums": True}),
     ("float8", _float8_blocks, HALF, {"run": 2048, "runs": 1, "with_sums": True}),
     ("scatter", _scatter_blocks, {}, {"run": 256, "runs": 1, "word_bytes": 8, "float8": False}),
+    (
+        "scatter alike",
+        _scatter_blocks,
+        {},
+        {"run": 256, "runs": 1, "word_bytes": 8, "float8": False, "alike": True},
+    ),
     ("scatter float8", _scatter_blocks, HALF, {"run": 256, "runs": 4, "word_bytes": 2}),
 ]
 DEFAULTS = {"tokens": 16, "size": 2048, "by_hand": False, "with_sums": True, "float8": True}
+DEFAULTS |= {"alike": False}
 
 
 def accesses(kernel: Any, types: dict[str, str], constants: dict[str, Any]) -> list[str]:

@@ -26,7 +26,9 @@ COPIES = ["cuMemcpyHtoDAsync", "cuMemcpyDtoHAsync", "cuMemcpyDtoDAsync"]
 @pytest.fixture(params=["tcp", "shm"])
 def pair(request: pytest.FixtureRequest, fake: Fake) -> Iterator[Pair]:
     # However slow the link, a slice has several blocks.
-    with two_engines(transports=(request.param,), slice_bytes_min=256 * KIB) as found:
+    with two_engines(
+        transports=(request.param,), slice_bytes_min=256 * KIB, gpu_gather_bytes_max=64 * KIB
+    ) as found:
         yield found
 
 

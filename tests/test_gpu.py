@@ -13,6 +13,7 @@ import torch
 import torch.distributed as dist
 
 import torch_tent as tent
+from tests import torch_on_gpu
 from tests.groups import run_group
 from tests.pairs import Pair, two_engines
 from torch_tent.engines import Engine
@@ -109,16 +110,19 @@ def test_after_a_slow_kernel_and_before_a_read(pair: Pair) -> None:
 
 
 def test_a_kernel_holds_back_its_own_transfer_only(pair: Pair) -> None:
+    gpu = torch_on_gpu.use()
     slow, quick = torch.zeros(MIB, device="cuda"), torch.ones(MIB, device="cuda")
     z, y = torch.zeros(MIB), torch.zeros(MIB)
+    pair.exchange(quick, y)  # What is loaded and made at first waits for what is queued.
     torch.cuda.synchronize()
-    with torch.cuda.stream(torch.cuda.Stream()):
-        torch.cuda._sleep(2_000_000_000)
+    with gpu.stream():
+        gpu.hold()
         slow.fill_(5)
         sent = pair.a.send(slow, 1, 1, group=pair.group_a)
     received = pair.b.recv(z, 0, 1, group=pair.group_b)
     pair.exchange(quick, y, tag=2)
     assert not sent.done()
+    gpu.go_on()
     received.wait(WAIT_S)
     assert (z == 5).all()
     assert (y == 1).all()

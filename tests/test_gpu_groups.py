@@ -1,11 +1,13 @@
-"""Stage: tests. torch.distributed on CUDA tensors, in real processes, without a GPU.
+"""Stage: tests. torch.distributed on CUDA tensors, in real processes.
 
-torch's CUDA is that of tests/torch_on_fake.py: whoever touches a GPU's memory from the CPU, uses
-memory that was freed, or does not wait for a stream, is found out."""
+Without a GPU, torch's CUDA is that of tests/torch_on_fake.py: whoever touches a GPU's memory from
+the CPU, uses memory that was freed, or does not wait for a stream, is found out. With one, it is
+torch's own (tests/torch_on_gpu.py): benchmarks/gpu.sh runs these tests, too."""
 
 from __future__ import annotations
 
 import gc
+import itertools
 import os
 import signal
 import threading
@@ -19,7 +21,7 @@ import torch
 import torch.distributed as dist
 
 import torch_tent as tent
-from tests import torch_on_fake
+from tests import torch_on_fake, torch_on_gpu
 from tests.groups import all_wrong, member, run_group
 from tests.processes import Processes
 from tests.reductions import DTYPES, OPS, is_defined, reduced, whole_numbers
@@ -34,7 +36,13 @@ WITHOUT_SIGN = {torch.uint16, torch.uint32, torch.uint64}
 
 @pytest.fixture(scope="module", autouse=True)
 def _built() -> None:
-    torch_on_fake.build()
+    if not torch.cuda.is_available():
+        torch_on_fake.build()
+
+
+def cuda() -> Any:
+    """This process's CUDA."""
+    return (torch_on_gpu if torch.cuda.is_available() else torch_on_fake).use()
 
 
 def parts(size: int, count: int, dtype: torch.dtype = torch.float32, op: str = "SUM") -> Any:
@@ -53,7 +61,7 @@ def same(gpu: torch.Tensor, truth: torch.Tensor) -> bool:
 
 def reductions(rank: int, size: int) -> Iterator[str]:
     """Names what is wrong with reductions of every dtype and operation."""
-    gpu = torch_on_fake.use()
+    gpu = cuda()
     for dtype in DTYPES:
         for op in OPS:
             unknown = dtype in WITHOUT_SIGN and op in {"MIN", "MAX", "AVG"}
@@ -64,6 +72,10 @@ def reductions(rank: int, size: int) -> Iterator[str]:
                 truth = reduced(op, every)
                 mine = gpu.to_gpu(every[rank])
                 dist.all_reduce(mine, getattr(dist.ReduceOp, op))
+                # A GPU divides by multiplying with the inverse.
+                divided = op == "AVG" and torch.cuda.is_available()
+                if divided and torch.allclose(mine.cpu(), truth, rtol=1e-3):
+                    continue
                 if not same(mine, truth):
                     yield f"all_reduce {op} {dtype} {count}"
     for count in COUNTS:
@@ -84,7 +96,7 @@ def reductions(rank: int, size: int) -> Iterator[str]:
 
 def moves(rank: int, size: int) -> Iterator[str]:
     """Names what is wrong with collectives that move bytes."""
-    gpu = torch_on_fake.use()
+    gpu = cuda()
     for count in COUNTS:
         every = parts(size, count)
         for root in range(size):
@@ -122,7 +134,7 @@ def moves(rank: int, size: int) -> Iterator[str]:
 
 def odd_tensors(rank: int, size: int) -> Iterator[str]:
     """Strides, factors, several tensors in one call, ranks on different GPUs and on the CPU."""
-    gpu = torch_on_fake.use()
+    gpu = cuda()
     every = [t.view(100, 7) for t in parts(size, 700)]
     mine = gpu.to_gpu(every[rank]).t()
     dist.all_reduce(mine)
@@ -161,7 +173,7 @@ def test_every_collective_is_right(size: int) -> None:
 
 
 def messages(rank: int, size: int) -> None:
-    gpu = torch_on_fake.use()
+    gpu = cuda()
     for count in COUNTS:
         x = gpu.full(count, float(rank))
         if rank == 0:
@@ -190,18 +202,29 @@ def test_messages() -> None:
 # ---- streams ------------------------------------------------------------------------------------
 
 
+def warm(gpu: Any) -> None:
+    """A GPU's driver loads kernels, and an engine opens a GPU, when they are first needed, and
+    both wait for what is queued on it."""
+    x = gpu.full(1000, 1.0)
+    dist.all_reduce(x)
+    gpu.fill(x, 0)
+    x.clone()
+    gpu.synchronize()
+
+
 def order(rank: int, size: int) -> None:
-    gpu = torch_on_fake.use()
-    for count in COUNTS:
+    gpu = cuda()
+    for count, held in itertools.product(COUNTS, (False, True)):  # The first loads the kernels.
         x, strided = gpu.full(count, -1.0), gpu.full(2 * count, -1.0).view(count, 2)[:, 0]
         gathered = gpu.full(count * size, -1.0)
         with gpu.stream():
-            gpu.hold()
+            if held:
+                gpu.hold()
             gpu.fill(x, 0)
             works = [dist.all_reduce(x, async_op=True)]
             works.append(dist.broadcast(strided, 0, async_op=True))
             works.append(dist.all_gather_into_tensor(gathered, x, async_op=True))
-            assert not any(work.is_completed() for work in works)
+            assert not held or not any(work.is_completed() for work in works)
             gpu.go_on()
             for work in works:
                 work.wait()
@@ -213,7 +236,8 @@ def order(rank: int, size: int) -> None:
 
 def other_streams(rank: int, size: int) -> None:
     """A stream that is stuck holds nobody up but what was asked for in it."""
-    gpu = torch_on_fake.use()
+    gpu = cuda()
+    warm(gpu)
     stuck, free = gpu.full(1000, 1.0), gpu.full(1000, 1.0)
     gpu.hold()
     first = dist.all_reduce(stuck, async_op=True)
@@ -227,7 +251,8 @@ def other_streams(rank: int, size: int) -> None:
 
 
 def stuck_too_long(rank: int, size: int) -> None:
-    gpu = torch_on_fake.use()
+    gpu = cuda()
+    warm(gpu)
     x = gpu.full(1000, 1.0)
     group = dist.new_group(timeout=timedelta(seconds=1))
     gpu.hold()
@@ -240,7 +265,7 @@ def stuck_too_long(rank: int, size: int) -> None:
 
 
 def futures(rank: int, size: int) -> None:
-    gpu = torch_on_fake.use()
+    gpu = cuda()
     strided = gpu.full(20_000, float(rank)).view(10_000, 2)[:, 0]
     for x in (gpu.full(10_000, float(rank)), strided):
         work = dist.all_reduce(x, async_op=True)
@@ -256,7 +281,7 @@ def futures(rank: int, size: int) -> None:
 
 def dropped(rank: int, size: int) -> None:
     """Works and tensors that nobody keeps."""
-    gpu = torch_on_fake.use()
+    gpu = cuda()
     for n in range(5):
         if rank == 0:
             dist.isend(gpu.full(100_000, float(n)), 1, tag=n)
@@ -277,7 +302,7 @@ def test_streams(function: Any) -> None:
 
 
 def refused(rank: int, size: int) -> None:
-    gpu = torch_on_fake.use()
+    gpu = cuda()
     x = gpu.full(100, 1.0)
     with gpu.stream() as stream:
         gpu.driver.c.capture(stream, 1)
@@ -298,13 +323,14 @@ def refused(rank: int, size: int) -> None:
     assert same(x, torch.full((100,), float(size)))
 
 
+@pytest.mark.skipif(torch.cuda.is_available(), reason="plays with the fake driver")
 def test_what_cannot_work_is_refused_at_the_call() -> None:
     run_group(refused, 2, timeout=60.0)
 
 
 def a_fork_ends(rank: int, size: int) -> None:
     """The child has none of the group's threads, and does not wait for them."""
-    gpu = torch_on_fake.use()
+    gpu = cuda()
     dist.all_reduce(gpu.full(1000, 1.0))
     child = os.fork()
     if child == 0:
@@ -321,7 +347,7 @@ def test_a_child_of_fork_can_let_the_group_go() -> None:
 
 
 def a_rank_dies(rank: int, size: int, meeting: str) -> None:
-    gpu = torch_on_fake.use()
+    gpu = cuda()
     with member(rank, size, meeting):
         x = gpu.full(300_001, 1.0)
         dist.all_reduce(x)
@@ -342,7 +368,7 @@ def test_a_lost_rank_is_an_error_that_names_it(tmp_path: Path) -> None:
 
 
 def beside_gloo(rank: int, size: int) -> None:
-    gpu = torch_on_fake.use()
+    gpu = cuda()
     x = gpu.full(10, float(rank))
     dist.all_reduce(x)
     assert same(x, torch.full((10,), 1.0))

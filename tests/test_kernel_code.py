@@ -32,4 +32,4 @@ def test_they_compile_and_use_wide_loads_and_stores(tmp_path: Path) -> None:
         for verb in ("ld", "st"):
             widths = {access.removeprefix(f"{verb}.global.") for access in found if verb in access}
             assert widths & wide, (name, found)
-    assert len(accesses) == 5
+    assert len(accesses) == 6

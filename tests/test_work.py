@@ -39,7 +39,8 @@ def work_tells_of_its_end(rank: int, size: int) -> None:
         while not work.is_completed():
             assert time.monotonic() < deadline
         assert work.is_success()
-        assert work.exception() is None
+        if not torch.__version__.startswith("2.11."):  # It cannot give an exception to Python.
+            assert work.exception() is None
         assert work.wait()
         work.synchronize()
         assert work.result()[0] is not None

@@ -211,6 +211,8 @@ class _Eyes:
     def trace(self, on: bool) -> None: ...
     def take_trace(self) -> list[tuple[int, int, str, int, int, int, int, bool]]:
         """(flow, peer, rail, offset, bytes, posted_ns, ended_ns, acked), oldest first."""
+    def take_copy_trace(self) -> list[tuple[int, str, int, int, int]]:
+        """(GPU, "out" | "in" | "across", bytes, begun_ns, ended_ns), oldest first."""
 
 class Engine(_Transfers, _Memory, _Peers, _Eyes):
     def __init__(self, settings: dict[str, float | int | bool]) -> None:
@@ -258,6 +260,9 @@ def cuda_pci(device: int) -> str:
 def try_gpudirect(library: str, device: str, port: int, gid_index: int, gpu: int) -> str:
     """ "" when the RDMA device reads and writes the GPU's memory, tried with 64 KiB of it; else why
     not. `library`: the libibverbs to open, "" for the system's. Uses the GPU's context."""
+
+def cuda_holds(device: int, address: int, bytes: int) -> bool:
+    """Whether all of this memory is the device's. After load_cuda()."""
 
 def cuda_device_of(address: int) -> int:
     """The GPU that has memory at this address; -1 where the driver knows of none."""

@@ -16,6 +16,7 @@ import torch
 from . import _engine
 
 LIBRARY = "libcuda.so.1"
+LEGACY = 1  # torch has no ExternalStream for it.
 HOST = -1  # Instead of a GPU's number: ordinary memory.
 
 
@@ -61,6 +62,14 @@ def device_of(tensor: torch.Tensor, what: str) -> int:
     return device
 
 
+def contiguous(tensor: torch.Tensor) -> _engine.Layout | None:
+    """The bytes of a contiguous tensor on a GPU; None where device_of() would raise, or may."""
+    device, address, bytes_ = tensor.get_device(), tensor.data_ptr(), tensor.nbytes
+    if not address or why_not() or not _engine.cuda_holds(device, address, bytes_):
+        return None
+    return _engine.Layout.contiguous(address, bytes_, device, current_stream(device))
+
+
 def imported(x: Any, what: str, writable: bool) -> torch.Tensor:
     """The tensor on the memory of an object that has __cuda_array_interface__ and no __dlpack__.
 
@@ -93,9 +102,15 @@ def share(x: Any) -> torch.Tensor:
 
 
 def follow(stream: int, tensor: torch.Tensor) -> None:
-    """The current stream of the tensor's GPU goes on after what that other stream has queued."""
+    """The current stream of the tensor's GPU goes on after what that other stream has queued.
+
+    `stream` is as in __cuda_array_interface__: 1 is the legacy default stream.
+    """
     external: Any = torch.cuda.ExternalStream
-    other = external(stream, device=tensor.device)
+    if stream == LEGACY:
+        other = torch.cuda.default_stream(tensor.device)
+    else:
+        other = external(stream, device=tensor.device)
     torch.cuda.current_stream(tensor.device).wait_stream(other)
 
 

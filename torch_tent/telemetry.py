@@ -28,6 +28,8 @@ LATENCY_BOUNDS_S = tuple(1e-6 * 2**k for k in range(27))
 Snapshot = dict[str, Any]
 # flow, peer, rail, offset, bytes, posted_ns, ended_ns, acked: as Engine.take_trace gives them.
 SliceRecord = tuple[int, int, str, int, int, int, int, bool]
+# GPU, way, bytes, begun_ns, ended_ns: as Engine.take_copy_trace gives them.
+CopyRecord = tuple[int, str, int, int, int]
 
 
 def snapshot(counted: dict[str, Any], control: dict[str, Any]) -> Snapshot:
@@ -212,40 +214,73 @@ def coarse(buckets: Iterable[Sequence[float]], count: int) -> list[tuple[str, fl
 
 
 def chrome_trace(
-    records: Sequence[SliceRecord], peer_name: Callable[[int], str], process: str = "torch_tent"
+    records: Sequence[SliceRecord],
+    peer_name: Callable[[int], str],
+    process: str = "torch_tent",
+    copies: Sequence[CopyRecord] = (),
 ) -> dict[str, Any]:
     """The trace of slices as Perfetto (ui.perfetto.dev) and chrome://tracing read it.
 
     One track per rail, and one more for each slice that is under way on it at the same time. A
-    slice that was not acknowledged has the category "lost".
+    slice that was not acknowledged has the category "lost". `copies` from and to GPUs have tracks
+    of their own, from when they were queued until they were seen to be done.
     """
-    events: list[dict[str, Any]] = [_named("process_name", 0, process)]
-    tracks: dict[tuple[int, str, int], int] = {}
-    busy: dict[tuple[int, str], list[tuple[int, int]]] = {}
+    lanes = _Lanes()
     for flow, peer, rail, offset, size, posted, ended, acked in sorted(records, key=_posted):
+        facts = {"offset": offset, "bytes": size, "rail": rail, "acknowledged": acked}
+        kind = "slice" if acked else "lost"
+        title = f"{rail} to {peer_name(peer)}"
+        lanes.add((peer, rail), title, posted, ended, f"transfer {flow}", kind, facts)
+    for device, way, size, begun, ended in sorted(copies, key=lambda copy: copy[3]):
+        title = f"cuda:{device}, copies {way}"
+        lanes.add((device, title), title, begun, ended, f"copy {way}", "copy", {"bytes": size})
+    events = [_named("process_name", 0, process), *lanes.events, *lanes.names()]
+    return {"traceEvents": events, "displayTimeUnit": "ms"}
+
+
+class _Lanes:
+    """The spans of each kind on as many tracks as there are at the same time."""
+
+    def __init__(self) -> None:
+        self.events: list[dict[str, Any]] = []
+        self._tracks: dict[tuple[int, str, int], tuple[int, str]] = {}
+        self._busy: dict[tuple[int, str], list[tuple[int, int]]] = {}
+
+    def add(
+        self,
+        key: tuple[int, str],
+        title: str,
+        begun: int,
+        ended: int,
+        name: str,
+        category: str,
+        facts: dict[str, Any],
+    ) -> None:
+        """A span, in nanoseconds; spans of one key come in the order of their begins."""
         # The lane that has been free for longest, or a new one.
-        lanes = busy.setdefault((peer, rail), [])
-        lane = len(lanes)
-        if lanes and lanes[0][0] <= posted:
-            lane = heapq.heappop(lanes)[1]
-        heapq.heappush(lanes, (ended, lane))
-        track = tracks.setdefault((peer, rail, lane), len(tracks) + 1)
-        events.append(
+        busy = self._busy.setdefault(key, [])
+        lane = len(busy)
+        if busy and busy[0][0] <= begun:
+            lane = heapq.heappop(busy)[1]
+        heapq.heappush(busy, (ended, lane))
+        more = f" ({lane + 1})" if lane else ""
+        track, _ = self._tracks.setdefault((*key, lane), (len(self._tracks) + 1, title + more))
+        self.events.append(
             {
-                "name": f"transfer {flow}",
-                "cat": "slice" if acked else "lost",
+                "name": name,
+                "cat": category,
                 "ph": "X",
-                "ts": posted / 1e3,
-                "dur": max(0, ended - posted) / 1e3,
+                "ts": begun / 1e3,
+                "dur": max(0, ended - begun) / 1e3,
                 "pid": 0,
                 "tid": track,
-                "args": {"offset": offset, "bytes": size, "rail": rail, "acknowledged": acked},
+                "args": facts,
             }
         )
-    for (peer, rail, lane), track in tracks.items():
-        more = f" ({lane + 1})" if lane else ""
-        events.append(_named("thread_name", track, f"{rail} to {peer_name(peer)}{more}"))
-    return {"traceEvents": events, "displayTimeUnit": "ms"}
+
+    def names(self) -> list[dict[str, Any]]:
+        """What the tracks are called."""
+        return [_named("thread_name", track, title) for track, title in self._tracks.values()]
 
 
 def write_chrome_trace(
@@ -253,9 +288,10 @@ def write_chrome_trace(
     records: Sequence[SliceRecord],
     peer_name: Callable[[int], str],
     process: str = "torch_tent",
+    copies: Sequence[CopyRecord] = (),
 ) -> None:
     """Writes `chrome_trace` to a file."""
-    Path(path).write_text(json.dumps(chrome_trace(records, peer_name, process)))
+    Path(path).write_text(json.dumps(chrome_trace(records, peer_name, process, copies)))
 
 
 def _posted(record: SliceRecord) -> int:

@@ -63,6 +63,10 @@ def source(x: Any) -> tuple[torch.Tensor, _engine.Layout, int]:
             address, size = x.data_ptr(), x.nbytes
             if address and (size <= UNCHECKED_BYTES or _fits(x, size)):
                 return x, _contiguous(address, size), code
+    if type(x) is _Tensor and x.is_cuda:
+        plain = _plain_cuda(x)
+        if plain is not None:
+            return plain
     tensor = _checked(x, "source", writable=False)
     tensor = tensor.detach().resolve_conj().resolve_neg()
     piece_bytes, dims = grid(tensor.shape, steps(tensor), tensor.element_size())
@@ -83,9 +87,24 @@ def destination(x: Any) -> tuple[torch.Tensor, _engine.Layout, int]:
             address, size = x.data_ptr(), x.nbytes
             if address and (size <= UNCHECKED_BYTES or _fits(x, size)):
                 return x, _contiguous(address, size), code
+    if type(x) is _Tensor and x.is_cuda and not x.requires_grad:
+        plain = _plain_cuda(x)
+        if plain is not None:
+            return plain
     tensor = _checked(x, "destination", writable=True)
     check_fillable(tensor)
     return tensor, _layout(tensor, "destination"), DTYPE_CODES[tensor.dtype]
+
+
+def _plain_cuda(x: torch.Tensor) -> tuple[torch.Tensor, _engine.Layout, int] | None:
+    """What `source` returns of a tensor on a GPU, for those that need no second look."""
+    code = _real_code_of(x.dtype)
+    if code is None or x.layout is not _strided or not x.is_contiguous() or x.is_neg():
+        return None
+    if x.nbytes > UNCHECKED_BYTES and not _fits(x, x.nbytes):
+        return None
+    layout = cuda.contiguous(x)
+    return None if layout is None else (x, layout, code)
 
 
 def exported(x: Any, writable: bool) -> torch.Tensor:

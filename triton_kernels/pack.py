@@ -19,11 +19,11 @@ from .places import (
     interpreted,
     offsets_in_block,
     part_start,
+    shape_of_program,
     to_float8,
     weighed,
 )
 
-WORDS_A_PROGRAM = 2048
 ELEMENTS_A_PASS = 4096
 
 
@@ -102,7 +102,8 @@ def _launch_copy(
 ) -> None:
     form = Geometry.of(paged, heads)
     words = form.run * form.runs * form.tokens
-    programs = (chosen.numel(), triton.cdiv(words, WORDS_A_PROGRAM), paged.offsets.numel())
+    shape = shape_of_program(words)
+    programs = (chosen.numel(), triton.cdiv(words, shape["size"]), paged.offsets.numel())
     _copy_blocks[programs](
         as_words(paged.base, form.word_bytes),
         paged.offsets,
@@ -119,7 +120,7 @@ def _launch_copy(
         word_bytes=form.word_bytes,
         aligned=form.aligned,
         with_sums=sums is not None,
-        size=WORDS_A_PROGRAM,
+        **shape,
     )
 
 

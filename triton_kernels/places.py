@@ -18,6 +18,7 @@ from triton.runtime.interpreter import InterpretedFunction
 
 from .paged import Paged
 
+WORDS_A_PROGRAM = 2048
 _WORDS = {8: tl.int64, 4: tl.int32, 2: tl.int16, 1: tl.uint8}
 
 
@@ -81,6 +82,12 @@ def as_words(tensor: torch.Tensor, word_bytes: int) -> Any:
     return triton.reinterpret(tensor, _WORDS[word_bytes])
 
 
+def shape_of_program(words: int) -> dict[str, int]:
+    """How many words a program moves, and with how many warps: small blocks leave few idle."""
+    size = min(WORDS_A_PROGRAM, triton.next_power_of_2(words))
+    return {"size": size, "num_warps": max(1, min(4, size // 512))}
+
+
 def interpreted() -> bool:
     """Whether kernels run in Triton's interpreter, on the CPU."""
     return isinstance(to_float8, InterpretedFunction)
@@ -124,9 +131,10 @@ def weighed(words, number, word_bytes: tl.constexpr):
     else:
         a_word: tl.constexpr = 4 // word_bytes
         mask: tl.constexpr = (1 << (8 * word_bytes)) - 1
-        piece = (words.to(tl.int64) & mask).to(tl.uint32)
-        piece = piece << ((number % a_word) * (8 * word_bytes)).to(tl.uint32)
-        share = piece * ((number // a_word) * 2 + 1).to(tl.uint32)
+        place = number.to(tl.uint32)  # Divisions of what may be negative would cost more.
+        piece = words.to(tl.uint32) & mask
+        piece = piece << ((place % a_word) * (8 * word_bytes))
+        share = piece * ((place // a_word) * 2 + 1)
     return share
 
 
@@ -144,9 +152,10 @@ def rounded(value, lowest: tl.constexpr):
 def to_float8(value, by_hand: tl.constexpr):
     """float32 of at most 448 in size to the bits of float8_e4m3fn, rounded to the nearest.
 
-    The GPU rounds by itself and knows NaN. Triton's interpreter does not carry from the fraction
-    into the exponent, so there (`by_hand`) the value is rounded first: to 3 bits of fraction, or to
-    multiples of 2**-9 below 2**-6.
+    The GPU rounds by itself and knows NaN. Four values become one word here because ptxas 12.8 (of
+    Triton 3.6), given pairs that are stored and looked at too, stores some of the round before.
+    Triton's interpreter does not carry from the fraction into the exponent, so there (`by_hand`)
+    the value is rounded first: to 3 bits of fraction, or to multiples of 2**-9 below 2**-6.
     """
     if by_hand:
         step: tl.constexpr = 24576.0  # 1.5 * 2**23 * 2**-9: adding it leaves multiples of 2**-9
@@ -156,7 +165,19 @@ def to_float8(value, by_hand: tl.constexpr):
         sign = ((value.to(tl.uint32, bitcast=True) >> 24) & 0x80).to(tl.uint8)
         bits = tl.where(value == value, (bits & 0x7F) | sign, 0x7F)
     else:
-        bits = value.to(tl.float8e4nv).to(tl.uint8, bitcast=True)
+        bits = tl.inline_asm_elementwise(
+            """{
+            .reg .b16 low, high;
+            cvt.rn.satfinite.e4m3x2.f32 low, $2, $1;
+            cvt.rn.satfinite.e4m3x2.f32 high, $4, $3;
+            mov.b32 $0, {low, high};
+            }""",
+            "=r,r,r,r,r",
+            [value],
+            dtype=tl.uint8,
+            is_pure=True,
+            pack=4,
+        )
     return bits
 
 

@@ -21,11 +21,10 @@ from .places import (
     interpreted,
     offsets_in_block,
     part_start,
+    shape_of_program,
     to_half,
     weighed,
 )
-
-WORDS_A_PROGRAM = 2048
 
 
 def unpack(
@@ -56,7 +55,8 @@ def unpack(
     float8 = data.dtype == FLOAT8 and paged.dtype != FLOAT8
     form = Geometry.of(paged, (first, end), paged.base.element_size() if float8 else None)
     of_token = form.run * form.runs
-    programs = (table[1], triton.cdiv(of_token * step, WORDS_A_PROGRAM), table[0])
+    shape = shape_of_program(of_token * step)
+    programs = (table[1], triton.cdiv(of_token * step, shape["size"]), table[0])
     _scatter_blocks[programs](
         paged.base if float8 else as_words(paged.base, form.word_bytes),
         paged.offsets,
@@ -78,7 +78,8 @@ def unpack(
         float8=float8,
         by_hand=interpreted(),
         with_sums=sums is not None,
-        size=WORDS_A_PROGRAM,
+        alike=step == paged.tokens,
+        **shape,
     )
     return sums
 
@@ -149,23 +150,31 @@ def _scatter_blocks(
     float8: tl.constexpr,
     by_hand: tl.constexpr,
     with_sums: tl.constexpr,
+    alike: tl.constexpr,
     size: tl.constexpr,
 ):
-    """One program moves `size` words of one packed block, to wherever its tokens go."""
+    """One program moves `size` words of one packed block, to wherever its tokens go: into one
+    block, where they are `alike` in size."""
     place, part = tl.program_id(0), tl.program_id(2)
     row = part.to(tl.int64) * tl.num_programs(0) + place
     number = tl.program_id(1) * size + tl.arange(0, size)
     inside = number < words
     found = tl.load(data + row * words + number, mask=inside)
     of_token: tl.constexpr = run * runs
-    token = place.to(tl.int64) * packed_tokens + number // of_token
-    block = tl.load(blocks + token // tokens, mask=inside, other=0)
-    where = block * block_step + offsets_in_block(
-        token % tokens, number, run, runs, token_step, run_step, aligned
-    )
-    # Neighbours up to the alignment are of one token, so of one block.
-    where = tl.max_contiguous(tl.multiple_of(where, aligned), aligned)
-    target = base + part_start(offsets, part, word_bytes, aligned) + start + where
+    target = base + part_start(offsets, part, word_bytes, aligned) + start
+    token = number // of_token
+    if alike:
+        target += tl.multiple_of(tl.load(blocks + place) * block_step, aligned)
+        where = offsets_in_block(token, number, run, runs, token_step, run_step, aligned)
+    else:
+        token = place.to(tl.int64) * packed_tokens + token
+        block = tl.load(blocks + token // tokens, mask=inside, other=0)
+        where = block * block_step + offsets_in_block(
+            token % tokens, number, run, runs, token_step, run_step, aligned
+        )
+        # Neighbours up to the alignment are of one token, so of one block.
+        where = tl.max_contiguous(tl.multiple_of(where, aligned), aligned)
+    target += where
     if with_sums:
         share = tl.where(inside, weighed(found, number, 1 if float8 else word_bytes), 0)
         tl.atomic_add(sums + row, tl.sum(share).to(tl.int32, bitcast=True))

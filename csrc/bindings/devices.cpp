@@ -58,6 +58,12 @@ void bind_devices(py::module_& module) {
       .def("try_gpudirect", &try_gpudirect, arg("library"), arg("device"), arg("port"),
            arg("gid_index"), arg("gpu"))
       .def(
+          "cuda_holds",
+          [](int device, std::uint64_t address, std::uint64_t bytes) {
+            return driver().why_not_on(device, address, bytes).empty();
+          },
+          arg("device"), arg("address"), arg("bytes"))
+      .def(
           "cuda_device_of", [](std::uint64_t address) { return driver().device_of(address); },
           arg("address"));
 }

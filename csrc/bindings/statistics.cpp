@@ -140,7 +140,10 @@ py::dict stats(Engine& engine) {
 }
 
 void trace(Engine& engine, bool on) {
-  under_lock(engine, true, [&](Held& held) { held->trace.turn(on); });
+  under_lock(engine, true, [&](Held& held) {
+    held->trace.turn(on);
+    held->copy_trace.turn(on);
+  });
 }
 
 py::list take_trace(Engine& engine) {
@@ -153,10 +156,22 @@ py::list take_trace(Engine& engine) {
   return out;
 }
 
+py::list take_copy_trace(Engine& engine) {
+  const auto copies = under_lock(engine, false, [](Held& held) { return held->copy_trace.take(); });
+  py::list out;
+  for (const TracedCopy& copy : copies) {
+    out.append(py::make_tuple(copy.device, copy.way, copy.bytes, copy.begun, copy.ended));
+  }
+  return out;
+}
+
 }  // namespace
 
 void bind_statistics(EngineClass& engine) {
-  engine.def("stats", &stats).def("trace", &trace, py::arg("on")).def("take_trace", &take_trace);
+  engine.def("stats", &stats)
+      .def("trace", &trace, py::arg("on"))
+      .def("take_trace", &take_trace)
+      .def("take_copy_trace", &take_copy_trace);
 }
 
 }  // namespace tent::bindings

@@ -6,6 +6,7 @@
 
 #include "c10d/backend.h"
 #include "c10d/call.h"
+#include "c10d/lists.h"
 #include "c10d/streams.h"
 
 namespace tent {
@@ -37,12 +38,6 @@ void copy_own(const at::Device& device, std::vector<TentBuffer>& inputs,
     tensor_at(device, to.address, to.bytes, at::kByte)
         .copy_(tensor_at(device, from.address, from.bytes, at::kByte));
   from = to;
-}
-
-void check_list(const Complain& complain, const char* what, std::size_t length, int size) {
-  if (length != std::size_t(size))
-    complain(c10::str("Incorrect ", what, " list size ", length, ". ", what,
-                      " list size should be ", size, ", same as size of the process group."));
 }
 
 // The tensor that this rank fills, or gives, for itself.
@@ -131,7 +126,7 @@ void TentBackend::start_all_gather(Pending& pending, Tensors& outputs, const at:
                                    std::chrono::milliseconds timeout) {
   const Complain complain = complain_as("allgather");
   check_tensor(complain, input);
-  check_list(complain, "output", outputs.size(), size_);
+  check_length(complain, "output", outputs.size(), size_);
   check_same_type(complain, outputs, input);
   check_own_size(complain, outputs, rank_, input);
   Tensors filled;
@@ -144,8 +139,7 @@ void TentBackend::start_all_gather(Pending& pending, Tensors& outputs, const at:
 TentBackend::WorkRef TentBackend::allgather(TensorLists& outputs, Tensors& inputs,
                                             const ::c10d::AllgatherOptions& opts) {
   const Complain complain = complain_as("allgather");
-  ::c10d::assertNonEmptyInputTensorList(complain, inputs.size());
-  ::c10d::assertInputOutputTensorListsSameSize(complain, outputs.size(), inputs.size());
+  check_as_many(complain, outputs.size(), inputs.size());
   check_single(complain, inputs);
   const auto pending = begin();
   start_all_gather(*pending, outputs[0], inputs[0], opts.timeout);
@@ -156,8 +150,9 @@ TentBackend::WorkRef TentBackend::allgather(TensorLists& outputs, Tensors& input
 TentBackend::WorkRef TentBackend::allgather_coalesced(TensorLists& outputs, Tensors& inputs,
                                                       const ::c10d::AllgatherOptions& opts) {
   const Complain complain = complain_as("allgather_coalesced");
-  ::c10d::assertNonEmptyInputTensorList(complain, inputs.size());
-  ::c10d::assertAllgatherCoalescedOutputTensorLists(complain, outputs, inputs.size(), size_);
+  ::c10d::assertNonEmpty(complain, inputs);
+  check_length(complain, "output", outputs.size(), size_);
+  for (const Tensors& row : outputs) check_as_many(complain, row.size(), inputs.size());
   const auto pending = begin();
   for (std::size_t i = 0; i < inputs.size(); ++i) {
     Tensors column;  // outputs[rank][i]
@@ -194,7 +189,7 @@ TentBackend::WorkRef TentBackend::_allgather_base(at::Tensor& output, at::Tensor
 TentBackend::WorkRef TentBackend::allgather_into_tensor_coalesced(
     Tensors& outputs, Tensors& inputs, const ::c10d::AllgatherOptions& opts) {
   const Complain complain = complain_as("allgather_into_tensor_coalesced");
-  ::c10d::assertInputOutputTensorListsSameSize(complain, outputs.size(), inputs.size());
+  check_as_many(complain, outputs.size(), inputs.size());
   const auto pending = begin();
   for (std::size_t i = 0; i < inputs.size(); ++i)
     start_all_gather_base(*pending, outputs[i], inputs[i], opts.timeout);
@@ -212,7 +207,7 @@ TentBackend::WorkRef TentBackend::gather(TensorLists& outputs, Tensors& inputs,
   Call call{TENT_GATHER, inputs[0].device()};
   call.root = std::int32_t(opts.rootRank);
   if (rank_ == opts.rootRank) {
-    ::c10d::assertGatherOutputTensorList(complain, outputs, size_);
+    check_one_list(complain, "output", outputs, size_);
     check_same_type(complain, outputs[0], inputs[0]);
     check_own_size(complain, outputs[0], rank_, inputs[0]);
     Tensors filled;
@@ -222,7 +217,7 @@ TentBackend::WorkRef TentBackend::gather(TensorLists& outputs, Tensors& inputs,
     call.outputs = buffers_of(filled);
     pending->outputs.push_back(outputs[0]);
   } else {
-    ::c10d::assertEmptyOutputTensorList(complain, outputs);
+    check_none(complain, "output", outputs);
     call.inputs = {buffer_of(pending->staging.to_read(inputs[0]))};
   }
   start(*pending, call, opts.timeout);
@@ -240,7 +235,7 @@ TentBackend::WorkRef TentBackend::scatter(Tensors& outputs, TensorLists& inputs,
   Call call{TENT_SCATTER, filled.device(), {}, {buffer_of(filled)}};
   call.root = std::int32_t(opts.rootRank);
   if (rank_ == opts.rootRank) {
-    ::c10d::assertScatterInputTensorList(complain, inputs, size_);
+    check_one_list(complain, "input", inputs, size_);
     check_same_type(complain, inputs[0], outputs[0]);
     check_own_size(complain, inputs[0], rank_, outputs[0]);
     for (const at::Tensor& input : inputs[0])
@@ -248,7 +243,7 @@ TentBackend::WorkRef TentBackend::scatter(Tensors& outputs, TensorLists& inputs,
     copy_elements(filled, inputs[0][std::size_t(rank_)]);
     call.inputs[std::size_t(rank_)] = call.outputs[0];
   } else {
-    ::c10d::assertEmptyInputTensorList(complain, inputs);
+    check_none(complain, "input", inputs);
   }
   start(*pending, call, opts.timeout);
   pending->outputs.push_back(outputs);
@@ -260,9 +255,9 @@ TentBackend::WorkRef TentBackend::reduce_scatter(Tensors& outputs, TensorLists& 
                                                  const ::c10d::ReduceScatterOptions& opts) {
   const Complain complain = complain_as("reduce_scatter");
   ::c10d::assertSingleElementOutput(complain, outputs);
-  ::c10d::assertInputOutputTensorListsSameSize(complain, outputs.size(), inputs.size());
+  check_as_many(complain, outputs.size(), inputs.size());
   check_single(complain, outputs);
-  check_list(complain, "input", inputs[0].size(), size_);
+  check_length(complain, "input", inputs[0].size(), size_);
   check_same_type(complain, inputs[0], outputs[0]);
   check_own_size(complain, inputs[0], rank_, outputs[0]);
   const auto pending = begin();
@@ -305,13 +300,12 @@ TentBackend::WorkRef TentBackend::_reduce_scatter_base(at::Tensor& output, at::T
 TentBackend::WorkRef TentBackend::reduce_scatter_tensor_coalesced(
     Tensors& outputs, Tensors& inputs, const ::c10d::ReduceScatterOptions& opts) {
   const Complain complain = complain_as("reduce_scatter_tensor_coalesced");
-  ::c10d::assertInputOutputTensorListsSameSize(complain, outputs.size(), inputs.size());
+  check_as_many(complain, outputs.size(), inputs.size());
   const auto pending = begin();
   for (std::size_t i = 0; i < inputs.size(); ++i)
     start_reduce_scatter_base(*pending, outputs[i], inputs[i], opts.reduceOp, opts.timeout);
   pending->outputs.push_back(outputs);
-  return end(::c10d::OpType::REDUCE_SCATTER_TENSOR_COALESCED, "tent:reduce_scatter", inputs,
-             pending);
+  return end(::c10d::OpType::COALESCED, "tent:reduce_scatter", inputs, pending);
 }
 
 TentBackend::WorkRef TentBackend::alltoall_base(at::Tensor& output, at::Tensor& input,
@@ -337,7 +331,8 @@ TentBackend::WorkRef TentBackend::alltoall_base(at::Tensor& output, at::Tensor& 
 TentBackend::WorkRef TentBackend::alltoall(Tensors& outputs, Tensors& inputs,
                                            const ::c10d::AllToAllOptions& opts) {
   const Complain complain = complain_as("alltoall");
-  ::c10d::assertAllToAllTensorListSizes(complain, outputs.size(), inputs.size(), size_);
+  check_length(complain, "input", inputs.size(), size_);
+  check_length(complain, "output", outputs.size(), size_);
   check_same_type(complain, outputs, inputs[0]);
   check_same_type(complain, inputs, inputs[0]);
   check_own_size(complain, outputs, rank_, inputs[std::size_t(rank_)]);

@@ -8,17 +8,6 @@ namespace tent {
 
 namespace {
 
-// A template, so that what an older torch does not have is not looked up there.
-template <class Stream>
-std::uint64_t native(const Stream& stream) {
-  if constexpr (requires { stream.native_handle(); }) {
-    return reinterpret_cast<std::uint64_t>(stream.native_handle());
-  } else {
-    TORCH_CHECK(false, "this torch does not tell what its CUDA streams are to the driver: the ",
-                "process group carries CUDA tensors from torch 2.12 on");
-  }
-}
-
 // What torch knows of a kind of device, by functions that its library for that kind brings.
 using KindOfDevice = c10::impl::VirtualGuardImpl;
 
@@ -26,7 +15,9 @@ KindOfDevice kind_of(const at::Device& device) { return KindOfDevice(device.type
 
 }  // namespace
 
-std::uint64_t driver_stream(const c10::Stream& stream) { return native(stream); }
+std::uint64_t driver_stream(const c10::Stream& stream) {
+  return reinterpret_cast<std::uint64_t>(stream.native_handle());
+}
 
 c10::Stream current_stream(const at::Device& device) { return kind_of(device).getStream(device); }
 

@@ -1,6 +1,6 @@
 // Stage: device. A timer that wakes the progress thread again and again while a GPU works for us.
-// Engine lock held. What always holds: it costs a system call only when its period changes, and one
-// for each time that it went off.
+// Set while somebody sleeps; engine lock held. What always holds: it costs a system call only when
+// its period changes, and one for each time that somebody goes to sleep while it is set.
 #pragma once
 
 #include "core/types.h"

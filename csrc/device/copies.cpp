@@ -5,6 +5,8 @@
 
 #include <algorithm>
 
+#include "engine/clock.h"
+
 namespace tent {
 namespace {
 
@@ -114,10 +116,12 @@ bool DeviceCopies::gathers(const Used& used, const Pieces& from, const Pieces& t
 }
 
 template <class Copy>
-CopyId DeviceCopies::start(Used& used, Lane& lane, const Pieces& from, const Pieces& to,
-                           bool mapped, Copy copy) {
+CopyId DeviceCopies::start(Used& used, Lane& lane, const char* way, const Pieces& from,
+                           const Pieces& to, bool mapped, Copy copy) {
   const OnGpu on(*used.gpu);
-  Pending pending{next_++, nullptr, {}, true, {}};
+  Pending pending{next_++, nullptr, {}, way, {}, 0, 0};
+  for (const Piece& piece : to) pending.bytes += piece.bytes;
+  pending.begun = touched_at_ = now_ns();
   const bool gathered = mapped && gathers(used, from, to) &&
                         used.rows->launch(lane.stream, list_.rows(), pending.table, pending.status);
   if (!gathered && pending.status.ok()) {
@@ -143,7 +147,7 @@ CopyId DeviceCopies::start(Used& used, Lane& lane, const Pieces& from, const Pie
 CopyId DeviceCopies::into(Device device, const Pieces& host, const Pieces& gpu) {
   Used& used = devices_.at(device);
   const CudaApi& api = used.gpu->api();
-  return start(used, used.in[used.turn++ % kStreams], host, gpu, true,
+  return start(used, used.in[used.turn++ % kStreams], "in", host, gpu, true,
                [&](std::uint64_t from, std::uint64_t to, std::uint64_t bytes, CudaStream stream) {
                  return api.copy_in(to, reinterpret_cast<const void*>(from), bytes, stream);
                });
@@ -152,7 +156,7 @@ CopyId DeviceCopies::into(Device device, const Pieces& host, const Pieces& gpu) 
 CopyId DeviceCopies::out_of(Device device, const Pieces& gpu, const Pieces& host) {
   Used& used = devices_.at(device);
   const CudaApi& api = used.gpu->api();
-  return start(used, used.out[used.turn++ % kStreams], gpu, host, true,
+  return start(used, used.out[used.turn++ % kStreams], "out", gpu, host, true,
                [&](std::uint64_t from, std::uint64_t to, std::uint64_t bytes, CudaStream stream) {
                  return api.copy_out(reinterpret_cast<void*>(to), from, bytes, stream);
                });
@@ -161,7 +165,7 @@ CopyId DeviceCopies::out_of(Device device, const Pieces& gpu, const Pieces& host
 CopyId DeviceCopies::across(Device device, const Pieces& from, const Pieces& to, bool mapped) {
   Used& used = devices_.at(device);
   const CudaApi& api = used.gpu->api();
-  return start(used, used.across[used.turn++ % kStreams], from, to, mapped,
+  return start(used, used.across[used.turn++ % kStreams], "across", from, to, mapped,
                [&](std::uint64_t at, std::uint64_t into, std::uint64_t bytes, CudaStream stream) {
                  return api.copy_across(into, at, bytes, stream);
                });
@@ -224,20 +228,19 @@ Status DeviceCopies::mark(Device device, std::uint64_t stream, CopyId& id) {
   const auto queue = reinterpret_cast<CudaStream>(stream);
   id = 0;
   Status status = why_not_after(device, stream);
+  if (!status.ok() || api.stream_query(queue) == kCudaSuccess) return status;
   CudaEvent event = nullptr;
-  if (status.ok()) status = record(used, queue, event);
+  status = record(used, queue, event);
   if (!status.ok()) return status;
-  if (api.event_query(event) == kCudaSuccess) {
-    used.spare.push_back(event);
-    return status;
-  }
   id = next_++;
-  used.marks.queue.push_back({id, event, {}, false, {}});
+  used.marks.queue.push_back({id, event, {}, nullptr, {}, 0, 0});
+  touched_at_ = now_ns();
   return status;
 }
 
 // False: the GPU is not done with it.
-bool DeviceCopies::take_ended(Used& used, Pending& pending, std::vector<Ended>& ended) {
+bool DeviceCopies::take_ended(Used& used, Device device, Pending& pending,
+                              std::vector<Ended>& ended) {
   const CudaApi& api = used.gpu->api();
   if (pending.event != nullptr) {
     const CudaResult result = api.event_query(pending.event);
@@ -249,7 +252,12 @@ bool DeviceCopies::take_ended(Used& used, Pending& pending, std::vector<Ended>& 
   }
   tables_.give(pending.table);
   ended.push_back({pending.id, std::move(pending.status)});
-  if (pending.copy) --running_;
+  touched_at_ = now_ns();
+  if (pending.way == nullptr) return true;
+  --running_;
+  if (trace_.on()) {
+    trace_.add({device, pending.way, pending.bytes, pending.begun, touched_at_});
+  }
   return true;
 }
 
@@ -264,13 +272,13 @@ void DeviceCopies::poll(std::vector<Ended>& ended) {
     const OnGpu on(*used.gpu);
     for (auto* lanes : used.lanes()) {
       for (Lane& lane : *lanes) {
-        while (!lane.queue.empty() && take_ended(used, lane.queue.front(), ended)) {
+        while (!lane.queue.empty() && take_ended(used, device, lane.queue.front(), ended)) {
           lane.queue.pop_front();
         }
       }
     }
     auto& marks = used.marks.queue;
-    std::erase_if(marks, [&](Pending& mark) { return take_ended(used, mark, ended); });
+    std::erase_if(marks, [&](Pending& mark) { return take_ended(used, device, mark, ended); });
   }
 }
 

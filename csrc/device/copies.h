@@ -16,6 +16,7 @@
 #include "core/types.h"
 #include "device/rows.h"
 #include "drivers/cuda.h"
+#include "engine/trace.h"
 
 namespace tent {
 
@@ -34,7 +35,8 @@ class DeviceCopies {
 
   ~DeviceCopies();
   // Pieces below `gather_bytes_max` on average are gathered and scattered by a kernel; 0: none are.
-  explicit DeviceCopies(std::uint64_t gather_bytes_max) : gather_bytes_max_(gather_bytes_max) {}
+  DeviceCopies(std::uint64_t gather_bytes_max, Trace<TracedCopy>& trace)
+      : gather_bytes_max_(gather_bytes_max), trace_(trace) {}
   // Ok, or why the device cannot be used. Opens its context the first time.
   Status open(Device device);
   // After that, and after other page-locked memory was had: makes launches for many pieces
@@ -59,6 +61,8 @@ class DeviceCopies {
   Status why_not_after(Device device, std::uint64_t stream);  // as mark() would say
   void poll(std::vector<Ended>& ended);
   std::size_t running() const { return running_; }  // copies, without marks
+  // When anything was begun or ended last: what follows soon after is worth spinning for.
+  TimeNs touched_at() const { return touched_at_; }
   std::map<Device, Counts> counts() const;
 
  private:
@@ -68,8 +72,10 @@ class DeviceCopies {
     CopyId id;
     CudaEvent event;  // null: it could not be recorded
     Status status;    // of starting it
-    bool copy;
-    Pieces table;  // of a launch
+    const char* way;  // of a copy; null: a mark
+    Pieces table;     // of a launch
+    std::uint64_t bytes;
+    TimeNs begun;
   };
   struct Lane {  // what was queued on one stream, in order
     CudaStream stream = nullptr;
@@ -91,18 +97,20 @@ class DeviceCopies {
   static constexpr std::uint64_t kPiecesMin = 4;
 
   template <class Copy>
-  CopyId start(Used& used, Lane& lane, const Pieces& from, const Pieces& to, bool mapped,
-               Copy copy);
+  CopyId start(Used& used, Lane& lane, const char* way, const Pieces& from, const Pieces& to,
+               bool mapped, Copy copy);
   bool gathers(const Used& used, const Pieces& from, const Pieces& to);  // list_ has its rows
   static Status record(Used& used, CudaStream stream, CudaEvent& event);
-  bool take_ended(Used& used, Pending& pending, std::vector<Ended>& ended);
+  bool take_ended(Used& used, Device device, Pending& pending, std::vector<Ended>& ended);
 
   const std::uint64_t gather_bytes_max_;
+  Trace<TracedCopy>& trace_;
   std::map<Device, Used> devices_;
   PinnedArena tables_{kTableBytes, kTableBytes};  // ends after the kernels, before the contexts
   RowList list_;
   CopyId next_ = 1;
   std::size_t running_ = 0;
+  TimeNs touched_at_ = 0;
 };
 
 }  // namespace tent

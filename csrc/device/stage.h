@@ -31,9 +31,10 @@ struct Mark {
 class DeviceStage {
  public:
   DeviceStage(Node& node, const EngineSettings& settings, int wait_set,
-              std::function<PeerId(LinkId)> peer_of, PinnedArena::Grown grown)
+              std::function<PeerId(LinkId)> peer_of, PinnedArena::Grown grown,
+              Trace<TracedCopy>& trace)
       : alarm(wait_set),
-        copies(settings.gpu_gather_bytes_max),
+        copies(settings.gpu_gather_bytes_max, trace),
         arena(kPinnedBytesEachWay, PinnedArena::kBlockBytes, grown),
         arena_in(kPinnedBytesEachWay, PinnedArena::kBlockBytes, grown),
         out(copies, arena, node, settings.checksum),
@@ -47,10 +48,11 @@ class DeviceStage {
     if (status.ok()) copies.open_rows(device);
     return status;
   }
-  // Nobody tells when a GPU is done: somebody must look again soon.
-  void set_alarm() {
-    const bool copies_go_on = copies.running() != 0 || out.waiting() || in.waiting();
-    alarm.every(copies_go_on ? kCopyLook : marks.empty() ? 0 : kMarkLook);
+  // Nobody tells when a GPU is done: who sleeps must look again soon.
+  void set_alarm() { alarm.every(copies_go_on() ? kCopyLook : marks.empty() ? 0 : kMarkLook); }
+  // Something is about to end: it is better waited for awake.
+  bool ends_soon(TimeNs now) const {
+    return (copies_go_on() || !marks.empty()) && now - copies.touched_at() < kSoon;
   }
   bool copying(TransferId transfer) const {
     return out.copying(transfer) || in.copying(transfer) || direct.copying(transfer);
@@ -74,7 +76,10 @@ class DeviceStage {
   std::unordered_map<CopyId, Mark> marks;
 
  private:
+  bool copies_go_on() const { return copies.running() != 0 || out.waiting() || in.waiting(); }
+
   static constexpr TimeNs kCopyLook = 20 * kMicrosecond, kMarkLook = 50 * kMicrosecond;
+  static constexpr TimeNs kSoon = 200 * kMicrosecond;
 };
 
 }  // namespace tent

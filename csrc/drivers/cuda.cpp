@@ -98,9 +98,10 @@ std::string Cuda::uuid(int device) const {
 }
 
 std::uint64_t Cuda::key(int device) const {
+  const std::string digits = uuid(device);
   std::uint64_t sum = 0xcbf29ce484222325;  // FNV-1a
-  for (const char digit : uuid(device)) sum = (sum ^ std::uint8_t(digit)) * 0x100000001b3;
-  return uuid(device).empty() ? 0 : sum;
+  for (const char digit : digits) sum = (sum ^ std::uint8_t(digit)) * 0x100000001b3;
+  return digits.empty() ? 0 : sum;
 }
 
 int Cuda::device_of(std::uint64_t address) const {
@@ -165,6 +166,7 @@ std::unique_ptr<Gpu> Gpu::open(const Cuda& cuda, int device, Status& status) {
         cuda.check(cuda.api().primary_retain(&gpu->context_, id), "using the context of " + name);
   }
   if (!status.ok()) return nullptr;
+  gpu->key_ = cuda.key(device);
   int ordering = 0, options = 0;
   const auto ask = [&](int* value, int which) {
     return cuda.api().device_attribute(value, which, id) == kCudaSuccess;

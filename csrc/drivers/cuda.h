@@ -56,6 +56,7 @@ class Gpu {
   const CudaApi& api() const { return cuda_.api(); }
   int device() const { return device_; }
   CudaContext context() const { return context_; }
+  std::uint64_t key() const { return key_; }  // Cuda::key() of the device
   // After it, what an RDMA device has written into the GPU's memory is seen by all work that is
   // queued from here on. The context is current. Costs nothing where the GPU orders such writes.
   Status settle_writes() const;
@@ -65,6 +66,7 @@ class Gpu {
   const Cuda& cuda_;
   const int device_;
   CudaContext context_ = nullptr;
+  std::uint64_t key_ = 0;
   bool orders_writes_ = false, flushes_ = false;
 };
 

@@ -65,6 +65,7 @@ struct CudaApi {
   CudaResult (*stream_create)(CudaStream* stream, unsigned flags, int priority);
   CudaResult (*stream_destroy)(CudaStream stream);
   CudaResult (*stream_synchronize)(CudaStream stream);
+  CudaResult (*stream_query)(CudaStream stream);
   CudaResult (*stream_capturing)(CudaStream stream, int* status);
   CudaResult (*event_create)(CudaEvent* event, unsigned flags);
   CudaResult (*event_record)(CudaEvent event, CudaStream stream);
@@ -114,6 +115,7 @@ void each_cuda_function(Api& api, Each each) {
   each(api.stream_create, "cuStreamCreateWithPriority");
   each(api.stream_destroy, "cuStreamDestroy_v2");
   each(api.stream_synchronize, "cuStreamSynchronize");
+  each(api.stream_query, "cuStreamQuery");
   each(api.stream_capturing, "cuStreamIsCapturing");
   each(api.event_create, "cuEventCreate");
   each(api.event_record, "cuEventRecord");

@@ -76,7 +76,21 @@ bool Exchange::poll(TimeNs now) {
   if (moved) stir();
   if (now >= due_) let_time_pass(now);
   settle();
-  return moved;
+  return moved || (devices_ && devices_->ends_soon(now));
+}
+
+bool Exchange::prepare_sleep() {
+  asleep_ = true;
+  if (devices_) {
+    devices_->set_alarm();
+    devices_->alarm.hush();
+  }
+  return rdma.prepare_sleep() && doorbell.prepare_sleep();
+}
+
+void Exchange::woke() {
+  asleep_ = false;
+  doorbell.woke();
 }
 
 void Exchange::let_time_pass(TimeNs now) {
@@ -113,7 +127,7 @@ void Exchange::settle() {
     } else if (!reached_.empty()) {
       go_on();
     } else if (!stirred_) {
-      if (devices_) devices_->set_alarm();
+      if (devices_ && asleep_) devices_->set_alarm();
       return;
     }
   }

@@ -45,7 +45,8 @@ class Exchange final : public Transfers, private Outbox, private Receiver {
   Exchange(const EngineSettings& settings, int wait_set, ControlEvents& events);
   ~Exchange() override;
 
-  // Moves bytes both ways and lets time pass; true when anything moved. Ends with settle().
+  // Moves bytes both ways and lets time pass; true when anything moved, or a GPU is about to be
+  // done. Ends with settle().
   bool poll(TimeNs now);
   // Carries out all that was noted, until nothing is left. After every use of node().
   void settle();
@@ -54,6 +55,10 @@ class Exchange final : public Transfers, private Outbox, private Receiver {
     stir();
     return node_;
   }
+  // Somebody is about to sleep in the epoll set: whoever has work for us wakes it up. False: there
+  // is some already.
+  bool prepare_sleep();
+  void woke();  // nobody sleeps there any more
   // When poll() must be called at the latest, whatever the transports bring.
   TimeNs due() const { return due_; }
   // When anything was last asked of it or brought to it.
@@ -95,7 +100,8 @@ class Exchange final : public Transfers, private Outbox, private Receiver {
   Operations operations;
   NoteBells bells;
   Rails rails;
-  Trace trace;
+  Trace<TracedSlice> trace;
+  Trace<TracedCopy> copy_trace;
 
  private:
   struct Port {  // a link that is up
@@ -176,6 +182,7 @@ class Exchange final : public Transfers, private Outbox, private Receiver {
   const EngineSettings settings_;
   const bool checksum_;
   CudaIpcTransport cuda_ipc_;          // its links use what is in devices_
+  bool asleep_ = false;                // somebody may be, in the epoll set
   std::vector<std::uint64_t> pinned_;  // page-locked blocks that RDMA devices may touch
   bool cuda_ipc_said_ = false;
   std::map<PeerId, TimeNs> cuda_ipc_wishes_;  // when it may be wished for again

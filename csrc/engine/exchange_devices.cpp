@@ -22,7 +22,8 @@ Status Exchange::open_device(Device device) {
       rdma.memory.hold({MemoryOwner::Kind::Pinned, block.address}, {block});
       pinned_.push_back(block.address);
     };
-    devices_ = std::make_unique<DeviceStage>(node_, settings_, wait_set_, peer_of, grown);
+    devices_ =
+        std::make_unique<DeviceStage>(node_, settings_, wait_set_, peer_of, grown, copy_trace);
     cuda_ipc_.attach(&devices_->direct);
   }
   const Status status = devices_->open(device);
@@ -144,7 +145,6 @@ void Exchange::go_on() {
 
 bool Exchange::poll_devices() {
   DeviceStage& devices = *devices_;
-  devices.alarm.hush();
   std::vector<DeviceCopies::Ended> ended;
   devices.copies.poll(ended);
   const TimeNs now = now_ns();

@@ -64,7 +64,7 @@ void Progress::stop() {
 
 void Progress::silence() {
   if (!audible_) return;
-  exchange_.doorbell.woke();
+  exchange_.woke();
   audible_ = false;
 }
 
@@ -129,7 +129,7 @@ void Progress::run() {
       learn(rang, now_ns() - now);
     } else if (next == Next::Retire) {
       std::uint64_t ignored;
-      static_cast<void>(::read(alarm_fd_.get(), &ignored, sizeof ignored) + 0);
+      [[maybe_unused]] const auto got = ::read(alarm_fd_.get(), &ignored, sizeof ignored);
     }
     lock_.step_back();
   }
@@ -163,9 +163,7 @@ void Progress::call_back(bool at_once) {
 }
 
 // Whoever has work for us will wake us up. False: there is some already.
-bool Progress::may_sleep() {
-  return exchange_.rdma.prepare_sleep() && exchange_.doorbell.prepare_sleep();
-}
+bool Progress::may_sleep() { return exchange_.prepare_sleep(); }
 
 TimeNs Progress::bedtime(TimeNs now) const {
   const TimeNs longest = now - exchange_.busy_at() < kBusy ? kSleepBusy : kSleepIdle;

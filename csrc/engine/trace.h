@@ -1,5 +1,6 @@
-// Stage: engine. The last slices that left this process, for traces and pictures: a ring of fixed
-// size that overwrites its oldest entries. Under the engine lock.
+// Stage: engine. The last slices that left this process, and the last copies from and to GPUs, for
+// traces and pictures: rings of fixed size that overwrite their oldest entries. Under the engine
+// lock.
 #pragma once
 
 #include <cstdint>
@@ -15,6 +16,14 @@ struct TracedSlice {
   RailRef rail;
 };
 
+struct TracedCopy {
+  Device device;
+  const char* way;  // "out", "in", "across", as the GPU sees it
+  std::uint64_t bytes;
+  TimeNs begun, ended;  // asked of the GPU, seen to be done
+};
+
+template <class Entry>
 class Trace {
  public:
   static constexpr std::size_t kEntriesMax = 1 << 16;
@@ -24,17 +33,17 @@ class Trace {
     if (!on) clear();
   }
   bool on() const { return on_; }
-  void add(TracedSlice slice) {
+  void add(Entry entry) {
     if (entries_.size() < kEntriesMax) {
-      entries_.push_back(std::move(slice));
+      entries_.push_back(std::move(entry));
     } else {
-      entries_[oldest_] = std::move(slice);
+      entries_[oldest_] = std::move(entry);
       oldest_ = (oldest_ + 1) % kEntriesMax;
     }
   }
   // Oldest first; the ring is empty after.
-  std::vector<TracedSlice> take() {
-    std::vector<TracedSlice> taken;
+  std::vector<Entry> take() {
+    std::vector<Entry> taken;
     taken.reserve(entries_.size());
     for (std::size_t i = 0; i < entries_.size(); ++i) {
       taken.push_back(std::move(entries_[(oldest_ + i) % entries_.size()]));
@@ -51,7 +60,7 @@ class Trace {
 
   bool on_ = false;
   std::size_t oldest_ = 0;
-  std::vector<TracedSlice> entries_;
+  std::vector<Entry> entries_;
 };
 
 }  // namespace tent

@@ -42,15 +42,17 @@ class Bite {
   static constexpr std::uint64_t kMax = 1u << 20, kMin = 4u << 10;
 
   explicit Bite(std::size_t pieces_max) : pieces_max_(pieces_max) {}
+  // Where large pieces cost no more than small ones it may be more than kMax.
+  void allow(std::uint64_t bytes) { bytes_max_ = bytes; }
   std::uint64_t bytes() const { return bytes_; }
   void learn(std::size_t pieces) {
     if (pieces > pieces_max_ && bytes_ > kMin) bytes_ /= 2;
-    if (pieces < pieces_max_ / 4 && bytes_ < kMax) bytes_ *= 2;
+    if (pieces < pieces_max_ / 4 && bytes_ < bytes_max_) bytes_ *= 2;
   }
 
  private:
   std::size_t pieces_max_;
-  std::uint64_t bytes_ = kMax;
+  std::uint64_t bytes_ = kMax, bytes_max_ = kMax;
 };
 
 }  // namespace tent

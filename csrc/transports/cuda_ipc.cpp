@@ -20,7 +20,9 @@ class CudaIpcLink final : public LocalLink, public GpuFetcher {
       : LocalLink(&slices),
         slices(state, channel, *this),
         opened([&owner](Device device) { return owner.gpu(device); }),
-        owner_(owner) {}
+        owner_(owner) {
+    slices_out.allow(kBodyBytesMax);
+  }
 
   // ---- we send ---------------------------------------------------------------------------------
   std::uint64_t name(const Pieces& pieces, std::uint64_t&, std::vector<NamedPiece>& out) override {
@@ -140,7 +142,7 @@ class CudaIpcLink final : public LocalLink, public GpuFetcher {
       return state.broke(why);
     }
     // Within one process nothing was opened: only copies find their way to another GPU's memory.
-    mapped_ &= socket.pid() != ::getpid() || space->gpu == owner_.gpu(device)->cuda().key(device);
+    mapped_ &= socket.pid() != ::getpid() || space->gpu == owner_.gpu(device)->key();
     from_.push_back({base + piece.place, piece.bytes});
     return true;
   }
@@ -244,7 +246,7 @@ bool CudaIpcTransport::reads(LinkId id, Device source, Device landing) const {
   const Gpu* ours = gpu(source);
   if (link == nullptr || ours == nullptr) return false;
   const auto known = link->reads.find(landing);
-  return known != link->reads.end() && known->second.gpus.contains(ours->cuda().key(source));
+  return known != link->reads.end() && known->second.gpus.contains(ours->key());
 }
 
 std::string CudaIpcTransport::refuses(LinkId id, Device source, Device landing) const {

@@ -60,7 +60,7 @@ const SharedSpace* SharedSpaces::of(std::uint64_t address, std::string& why) {
   }
   entry.space.replaces = drop_under(base, bytes);
   entry.space.number = next_++;
-  entry.space.gpu = gpu->cuda().key(device);
+  entry.space.gpu = gpu->key();
   entry.space.base = base;
   entry.space.bytes = bytes;
   return &spaces_.insert_or_assign(base, entry).first->second.space;

@@ -136,7 +136,7 @@ void PeerDoorbell::ring() {
   if (page_->sleeping.exchange(0, std::memory_order_relaxed) == 0) return;  // another peer does it
   const std::uint64_t one = 1;
   // It can only fail when the counter is full, and then the peer is awake.
-  static_cast<void>(::write(event_.get(), &one, sizeof one) + 0);
+  [[maybe_unused]] const auto rang = ::write(event_.get(), &one, sizeof one);
 }
 
 }  // namespace tent

@@ -47,6 +47,8 @@ class PieceFetcher {
 class LocalSliceWriter final : public SliceWriter {
  public:
   LocalSliceWriter(const LinkState& link, PieceNamer& namer) : link_(link), namer_(namer) {}
+  // A chunk may stand for so many bytes.
+  void allow(std::uint64_t bytes) { bite_.allow(bytes); }
   void begin(const FrameHeader& header) override;
   Next gather(bool committed, Receiver& receiver, std::uint64_t& budget,
               std::vector<iovec>& parts) override;

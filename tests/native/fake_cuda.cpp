@@ -209,6 +209,15 @@ EXPORT CudaResult cuStreamSynchronize(CudaStream stream) {
   while (stream->works()) sleep_until(now_ns() + 100 * kMicrosecond);
   return 0;
 }
+EXPORT CudaResult cuStreamQuery(CudaStream given) {
+  if (current.empty()) return kInvalidContext;
+  CUstream_st* stream = nullptr;
+  {
+    const std::lock_guard lock(world().mutex);
+    stream = stream_of(given);
+  }
+  return stream->works() ? kCudaNotReady : 0;
+}
 EXPORT CudaResult cuStreamIsCapturing(CudaStream given, int* status) {
   const std::lock_guard lock(world().mutex);
   if (current.empty()) return kInvalidContext;

@@ -110,7 +110,8 @@ class GpuCopies final : public GpuCopier {
   std::size_t running() const { return copies_.running(); }
 
  private:
-  DeviceCopies copies_{0};
+  Trace<TracedCopy> trace_;
+  DeviceCopies copies_{0, trace_};
   std::map<CopyId, LinkId> links_;
 };
 
