@@ -85,9 +85,10 @@ void Session::post_slices(TimeNs now) {
       const std::uint64_t wanted =
           scheduler.slice_bytes(view, outbound.view.priority, host_.settings.slice_bytes_min, now);
       const SliceSpan span = dialogue_.out.cut(outbound, wanted);
-      // At the end of it all, and beside what is urgent, what is in flight must be known exactly.
+      // What waits for company must have some. At the end of it all there is none; and the
+      // background is bounded by its queue, and might send no more before it is acknowledged.
       const bool exactly =
-          scheduler.left() < windows || scheduler.yields(outbound.view.priority, now);
+          scheduler.left() < windows || outbound.view.priority == Priority::Background;
       const bool later = !exactly && link.may_ack_later();
       post_slice(link, outbound, span, later ? kAckLater : 0, Twin::None, now);
       view = link.view();
