@@ -123,7 +123,9 @@ def member(rank: int, meeting: str, pipe: Any) -> None:
     until = time.monotonic() + BUDGET_S
     dist.init_process_group("tent", init_method=f"file://{meeting}", rank=rank, world_size=RANKS)
     faulthandler.dump_traceback_later(BUDGET_S + 10)  # Where it hangs, if it does.
-    found: Times = {("half round trip", device): half_round_trips(rank, device) for device in ("cpu", "cuda")}
+    found: Times = {
+        ("half round trip", device): half_round_trips(rank, device) for device in ("cpu", "cuda")
+    }
     groups = {"tent": dist.group.WORLD, "gloo": dist.new_group(backend="gloo")}
     found |= collective_times(rank, groups, until)
     dist.destroy_process_group()
