@@ -13,7 +13,7 @@ DEMO_ARGS ?=
 BENCH_ARGS ?=
 
 # Warnings end the build here, but not that of a user, whose compiler may know more of them.
-export TENT_WERROR := 1
+export BUILD_WERROR := 1
 
 PY := .venv/bin/python
 READY := .venv/.ready

@@ -36,7 +36,7 @@ COMPILE_FLAGS = shlex.split(
     "-std=c++20 -O3 -g0 -fPIC -fvisibility=hidden -fvisibility-inlines-hidden -pthread "
     "-Wall -Wextra -Icsrc"
 )
-if os.environ.get("TENT_WERROR"):  # The Makefile says so; another compiler may warn of more.
+if os.environ.get("BUILD_WERROR"):  # The Makefile says so; another compiler may warn of more.
     COMPILE_FLAGS.append("-Werror")
 # A compiler that links the C++ library statically must not give torch's libraries ours.
 LINK_FLAGS = shlex.split("-shared -pthread -Wl,-O1 -Wl,--as-needed -Wl,--exclude-libs,ALL")

@@ -247,6 +247,23 @@ def test_copies_out_and_in_overlap(pair: Pair, fake: Fake, side: str) -> None:
     assert overlap > 0.4 * (max(out[1], into[1]) - out[0])
 
 
+def test_the_trace_has_the_copies(pair: Pair, fake: Fake) -> None:
+    size = 9 * MIB + 5
+    x, y = fake.tensor(noise(size)), fake.tensor(torch.zeros(size).byte(), 1)
+    for engine in (pair.a, pair.b):
+        engine.native.trace(True)
+    pair.exchange(x, y)
+    out, into = (engine.native.take_copy_trace() for engine in (pair.a, pair.b))
+    assert {(device, way) for device, way, *_ in out} == {(0, "out")}
+    assert {(device, way) for device, way, *_ in into} == {(1, "in")}
+    for copies in (out, into):
+        assert sum(copied for _, _, copied, _, _ in copies) == size
+        assert all(begun <= ended for *_, begun, ended in copies)
+    pair.a.native.trace(False)
+    pair.exchange(x, y)
+    assert pair.a.native.take_copy_trace() == []
+
+
 @pytest.mark.parametrize("where", ["cuMemcpyDtoHAsync", "cuMemcpyHtoDAsync", "cuEventRecord"])
 def test_a_copy_that_fails_ends_its_transfer(pair: Pair, fake: Fake, where: str) -> None:
     size = 6 * MIB

@@ -284,6 +284,23 @@ def test_slices_that_overlap_get_tracks_of_their_own(tmp_path: Path) -> None:
     assert [by_offset[n]["cat"] for n in (0, 200)] == ["slice", "lost"]
 
 
+def test_copies_of_gpus_have_tracks_of_their_own() -> None:
+    copies = [(1, "out", 4096, 2000, 5000), (1, "out", 10, 3000, 4000), (0, "in", 7, 6000, 7000)]
+    trace = telemetry.chrome_trace([(1, 0, "shm", 0, 1, 0, 9000, True)], str, copies=copies)
+    names = {e["tid"]: e["args"]["name"] for e in trace["traceEvents"] if e["ph"] == "M"}
+    found = [e for e in trace["traceEvents"] if e.get("cat") == "copy"]
+    assert [names[e["tid"]] for e in found] == [
+        "cuda:1, copies out",
+        "cuda:1, copies out (2)",
+        "cuda:0, copies in",
+    ]
+    assert [(e["ts"], e["dur"], e["args"]["bytes"]) for e in found] == [
+        (2.0, 3.0, 4096),
+        (3.0, 1.0, 10),
+        (6.0, 1.0, 7),
+    ]
+
+
 TIMES = st.tuples(st.integers(0, 50), st.integers(0, 20))
 
 
