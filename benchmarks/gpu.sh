@@ -4,8 +4,8 @@
 #   benchmarks/gpu.sh [--wheels DIR] [--keep]
 #
 # Needs a Python with a CUDA build of torch ($PYTHON, default python3) and downloads nothing: what is
-# missing beside torch (msgspec, pybind11, ninja, pytest and two plugins, numpy) is taken from the
-# wheels in DIR, or the script says what is missing. Nothing outside this folder is changed. --keep writes the results
+# missing beside torch (msgspec, pybind11, ninja, pytest and two plugins, hypothesis, numpy) is taken
+# from the wheels in DIR, or the script says what is missing. Nothing outside this folder is changed. --keep writes the results
 # to benchmarks/results/, else to build/. Without a GPU it says so and ends with 3.
 set -uo pipefail
 cd "$(dirname "$0")/.."

@@ -139,7 +139,7 @@ void TentBackend::start_all_gather(Pending& pending, Tensors& outputs, const at:
 TentBackend::WorkRef TentBackend::allgather(TensorLists& outputs, Tensors& inputs,
                                             const ::c10d::AllgatherOptions& opts) {
   const Complain complain = complain_as("allgather");
-  if (inputs.empty()) complain("requires non-empty input tensor list");
+  check_some(complain, inputs);
   check_as_many(complain, outputs.size(), inputs.size());
   check_single(complain, inputs);
   const auto pending = begin();
@@ -151,8 +151,8 @@ TentBackend::WorkRef TentBackend::allgather(TensorLists& outputs, Tensors& input
 TentBackend::WorkRef TentBackend::allgather_coalesced(TensorLists& outputs, Tensors& inputs,
                                                       const ::c10d::AllgatherOptions& opts) {
   const Complain complain = complain_as("allgather_coalesced");
-  if (inputs.empty()) complain("requires non-empty input tensor list");
-  if (outputs.size() != std::size_t(size_)) complain("output lists should be equal to world size");
+  check_some(complain, inputs);
+  check_lists(complain, outputs.size(), size_);
   for (const Tensors& row : outputs) check_as_many(complain, row.size(), inputs.size());
   const auto pending = begin();
   for (std::size_t i = 0; i < inputs.size(); ++i) {

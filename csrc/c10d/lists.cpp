@@ -3,6 +3,15 @@
 
 namespace tent {
 
+void check_some(const Complain& complain, const std::vector<at::Tensor>& inputs) {
+  if (inputs.empty()) complain("requires non-empty input tensor list");
+}
+
+void check_lists(const Complain& complain, std::size_t outputs, int size) {
+  if (outputs != std::size_t(size))
+    complain(c10::str("output lists should be equal to world size, ", size, ", not ", outputs));
+}
+
 void check_length(const Complain& complain, const char* what, std::size_t length, int size) {
   if (length != std::size_t(size))
     complain(c10::str("Incorrect ", what, " list size ", length, ". ", what,

@@ -9,7 +9,11 @@
 
 namespace tent {
 
-// `what` is "input" or "output", here and below. A list has a tensor for each rank.
+// There is at least one input.
+void check_some(const Complain& complain, const std::vector<at::Tensor>& inputs);
+// An output list for each rank.
+void check_lists(const Complain& complain, std::size_t outputs, int size);
+// `what` is "input" or "output", here and below: a list has a tensor for each rank.
 void check_length(const Complain& complain, const char* what, std::size_t length, int size);
 // As many outputs as inputs.
 void check_as_many(const Complain& complain, std::size_t outputs, std::size_t inputs);
